@@ -1,0 +1,88 @@
+"""In-context segmentation: show a few painted images, get the masks of all the others.
+
+import incontext as ic
+
+predictor = ic.Predictor(ic.load_model())
+examples = [ic.Example.open("a.jpg", "a.png")]
+segmentation = predictor.predict("query.jpg", examples)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from incontext.export import contact_sheet, overlay, write_image, write_indexed
+    from incontext.image import ImageError, open_image, open_labels
+    from incontext.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+    from incontext.model.config import SegGPTConfig
+    from incontext.model.seggpt import PromptCache, SegGPT
+    from incontext.model.zoo import load_model
+    from incontext.palette import Palette
+    from incontext.predictor import Predictor
+    from incontext.training.loop import TrainConfig, train
+    from incontext.types import IGNORE, Example, Segmentation
+
+# Where each public name lives. Torch takes seconds to import; a name pays for it only when it is used (PEP 562).
+_HOMES = {
+    "CheckpointError": "incontext.model.checkpoint",
+    "Example": "incontext.types",
+    "IGNORE": "incontext.types",
+    "ImageError": "incontext.image",
+    "Palette": "incontext.palette",
+    "Predictor": "incontext.predictor",
+    "PromptCache": "incontext.model.seggpt",
+    "SegGPT": "incontext.model.seggpt",
+    "SegGPTConfig": "incontext.model.config",
+    "Segmentation": "incontext.types",
+    "TrainConfig": "incontext.training.loop",
+    "contact_sheet": "incontext.export",
+    "load_checkpoint": "incontext.model.checkpoint",
+    "load_model": "incontext.model.zoo",
+    "open_image": "incontext.image",
+    "open_labels": "incontext.image",
+    "overlay": "incontext.export",
+    "save_checkpoint": "incontext.model.checkpoint",
+    "train": "incontext.training.loop",
+    "write_image": "incontext.export",
+    "write_indexed": "incontext.export",
+}
+
+__all__ = [
+    "CheckpointError",
+    "Example",
+    "IGNORE",
+    "ImageError",
+    "Palette",
+    "Predictor",
+    "PromptCache",
+    "SegGPT",
+    "SegGPTConfig",
+    "Segmentation",
+    "TrainConfig",
+    "contact_sheet",
+    "load_checkpoint",
+    "load_model",
+    "open_image",
+    "open_labels",
+    "overlay",
+    "save_checkpoint",
+    "train",
+    "write_image",
+    "write_indexed",
+    "__version__",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'incontext' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,149 @@
+"""`incontext eval`: scores a model and the baselines on labelled folders."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the command `eval` with its protocols."""
+    parser = subparsers.add_parser("eval", help="score a model against known masks")
+    protocols = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
+    folders = protocols.add_parser(
+        "folders",
+        help="labelled folders: other images of a set, other half of an image, video from its first frame",
+        description="Scores a model and two baselines (copying the example's mask; nearest neighbour on "
+        "colour and position) on folders laid out as SET/images + SET/masks, or SET/VIDEO/frames + "
+        "SET/VIDEO/masks. Masks are 8-bit ids: 0 background, 255 ignore. SET/classes.txt may name the ids.",
+    )
+    folders.add_argument("data", type=Path, metavar="DATA", help="a folder of sets, or one set")
+    folders.add_argument(
+        "--shots",
+        type=_numbers,
+        default=(1,),
+        metavar="N,N",
+        help="examples per query, such as 1,4,8 (default 1)",
+    )
+    folders.add_argument("--sets", type=_words, metavar="NAME,NAME", help="only these sets (default: all)")
+    folders.add_argument(
+        "--within",
+        type=_words,
+        metavar="NAME,NAME",
+        help="sets whose ids mean nothing across images: one half is the example for the other; "
+        "patterns are allowed (default bsds500*)",
+    )
+    folders.add_argument("--limit", type=_positive, metavar="N", help="queries per set or video (default: all)")
+    folders.add_argument("--seed", type=int, default=0, help="of the choice of examples (default 0)")
+    folders.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help="name or file; may be given several times; none: the baselines alone (default: the bundled one)",
+    )
+    folders.add_argument("--ensemble", choices=("feature", "spatial"), default="feature", help="of several examples")
+    folders.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    folders.add_argument("--no-baselines", action="store_true", help="run the models only")
+    folders.add_argument(
+        "--samples",
+        type=int,
+        default=3,
+        metavar="N",
+        help="queries per set in its picture (default 3; 0: no pictures)",
+    )
+    folders.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write results.json, .csv, .md and a picture per set there",
+    )
+    folders.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `incontext eval folders`; returns the exit status."""
+    from incontext.evaluation.folders import WITHIN, evaluate_folders
+    from incontext.evaluation.report import aligned, save
+
+    report = evaluate_folders(
+        args.data,
+        _predictors(args.model, args.device),
+        shots=args.shots,
+        sets=args.sets,
+        within=WITHIN if args.within is None else args.within,
+        limit=args.limit,
+        seed=args.seed,
+        ensemble=args.ensemble,
+        baselines=not args.no_baselines,
+        samples=args.samples if args.output else 0,
+        progress=_progress,
+    )
+    print(aligned(report))
+    print("mIoU in percent; the number after a method's name is how many examples it saw")
+    if args.output:
+        written = save(report, args.output) + _pictures(report, args.output)
+        print("wrote " + ", ".join(str(path) for path in written))
+    return 0
+
+
+def _predictors(models: list[str] | None, device: str) -> dict:
+    """Method name -> predictor."""
+    if models == ["none"]:
+        return {}
+    from incontext.model.zoo import load_model
+    from incontext.predictor import Predictor
+
+    models = list(dict.fromkeys(models or ["default"]))
+    short = [Path(model).stem for model in models]
+    names = short if len(set(short)) == len(short) else models
+    return {n: Predictor(load_model(m), device=device) for n, m in zip(names, models, strict=True)}
+
+
+def _progress(name: str, episodes, total: int | None):
+    from tqdm import tqdm
+
+    # disable=None: silent unless standard error is a terminal
+    return tqdm(episodes, desc=name, total=total, unit="query", disable=None, leave=False, file=sys.stderr)
+
+
+def _pictures(report, folder: Path) -> list[Path]:
+    """A page for each set: examples, query and truth, and what each method found."""
+    from incontext.evaluation.metrics import Tally
+    from incontext.export import Card, lay_out, overlay, write_image
+
+    pages: dict[str, list] = {}
+    for sample in report.samples:
+        e = sample.episode
+        cards = [Card((x.image, overlay(x.image, x.labels)), "example") for x in e.examples[:4]]
+        cards.append(Card((e.image, overlay(e.image, e.truth)), "query, truth"))
+        for (method, shots), found in sample.results.items():
+            tally = Tally()
+            tally.add(found.labels, e.truth, e.ids)
+            title = f"{method}, {shots} shot{'s' * (shots > 1)}: {100 * tally.image_mean:.0f}"
+            cards.append(Card((overlay(e.image, found.labels),), title))
+        pages.setdefault(sample.set, []).append((e.name, "IoU in percent", cards))
+    paths = []
+    for name, sections in pages.items():
+        paths.append(folder / f"{name}.png")
+        write_image(paths[-1], lay_out(sections, title=name, height=180))
+    return paths
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"expected whole numbers from 1 on, such as 1,4,8; got {text!r}")
+    return numbers
+
+
+def _positive(text: str) -> int:
+    return _numbers(text)[0] if text.count(",") == 0 else _numbers("")[0]
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in (part.strip() for part in text.split(",")) if word]

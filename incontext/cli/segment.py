@@ -1,0 +1,312 @@
+"""`incontext segment`: masks for images, as a few examples show."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from incontext.cli.image_paths import Input
+    from incontext.types import Example, Segmentation
+
+SHEET_RESULTS = 24
+"""How many results the contact sheet shows at most."""
+
+_SHEET_SIDE = 640  # pixels of a picture kept for the sheet
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the command `segment`."""
+    parser = subparsers.add_parser(
+        "segment",
+        help="find in images what a few examples show",
+        description="Segments images as the examples show. Writes DIR/masks/NAME.png (pixel values are ids), "
+        "DIR/overlays/NAME.jpg, DIR/results.json and DIR/sheet.png. An image that cannot be read is "
+        "reported, and the run goes on; the exit status is then 1.",
+    )
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders (with subfolders) or patterns such as 'a/*.jpg'",
+    )
+    parser.add_argument(
+        "--example",
+        nargs=2,
+        action="append",
+        required=True,
+        metavar=("IMAGE", "MASK"),
+        help="an image and its mask (ids, black and white, or colours); may be given several times",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
+    parser.add_argument(
+        "--ensemble",
+        choices=("feature", "spatial"),
+        default="feature",
+        help="of several examples: average what each tells (default), or lay all out in one grid (faster)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        metavar="PIXELS",
+        help="cut larger images into tiles of this side; 'auto': where objects would be too small to be seen",
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.25, metavar="PART", help="of neighbouring tiles (default 0.25)"
+    )
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image; takes twice the time")
+    parser.add_argument(
+        "--kind",
+        choices=("instance", "semantic"),
+        default="instance",
+        help="what the ids are (default instance)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images or tiles at once (default: 8; on a CPU 1)")
+    parser.add_argument("--names", type=_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status: 0, or 1 if an image failed.
+
+    Raises:
+        ValueError: if arguments, examples or the model are wrong, or files would be lost.
+    """
+    from incontext.cli.image_paths import find_images
+    from incontext.types import Example
+
+    shown = [Path(path).expanduser() for pair in args.example for path in pair]
+    masks, overlays = args.output / "masks", args.output / "overlays"
+    inputs = find_images(args.images, skip=[*shown[1::2], args.output / "sheet.png"], skip_folders=[masks, overlays])
+    report = args.output / "results.json"
+    outputs = [masks / f"{each.name}.png" for each in inputs] + [overlays / f"{each.name}.jpg" for each in inputs]
+    outputs += [report, args.output / "sheet.png"]
+    _protect(outputs, [*shown, *(each.path for each in inputs)], written_before=report.exists())
+    examples = Example.open_many(list(zip(shown[::2], shown[1::2], strict=True)), names=args.names)
+    unknown = set(args.names).difference(*(example.ids for example in examples))
+    if unknown:
+        ids = sorted({id for example in examples for id in example.ids})
+        raise ValueError(f"--names: expected ids that the examples show ({ids}), got {sorted(unknown)}")
+
+    from incontext.model.zoo import load_model
+    from incontext.predictor import Predictor
+
+    predictor = Predictor(load_model(args.model), device=args.device, kind=args.kind)
+    job = _Job(args, examples, inputs, predictor)
+    job.segment()
+    print(job.summary())
+    return 1 if job.failed else 0
+
+
+class _Job:
+    """One run of the command: segments here, writes in threads."""
+
+    def __init__(
+        self, args: argparse.Namespace, examples: Sequence[Example], inputs: Sequence[Input], predictor: Any
+    ) -> None:
+        self.args, self.examples, self.inputs, self.predictor = args, examples, inputs, predictor
+        self.batch_size = args.batch_size
+        if self.batch_size is None:
+            self.batch_size = 1 if predictor.device.type == "cpu" else 8
+        step = max(1.0, len(inputs) / SHEET_RESULTS)
+        self.on_sheet = {int(k * step) for k in range(min(SHEET_RESULTS, len(inputs)))}
+        self.records: list[dict] = []
+        self.cards: list[tuple[Input, np.ndarray, Segmentation]] = []
+        self.moments: list[float] = []  # when each result was there
+
+    @property
+    def failed(self) -> int:
+        """How many images have no result."""
+        return sum(record["error"] is not None for record in self.records)
+
+    def segment(self) -> None:
+        """Segments all inputs, writes masks and overlays as results come, and at last the rest.
+
+        What was done before an error or Ctrl-C is in `results.json` too.
+        """
+        import sys
+        import time
+        from collections import deque
+        from concurrent.futures import Future, ThreadPoolExecutor
+
+        from tqdm import tqdm
+
+        args = self.args
+        results = self.predictor.predict_many(
+            [each.path for each in self.inputs],
+            self.examples,
+            ensemble=args.ensemble,
+            flip=args.flip,
+            tile=args.tile,
+            overlap=args.overlap,
+            batch_size=self.batch_size,
+            on_error="yield",
+        )
+        # disable=None: silent unless standard error is a terminal
+        self.moments.append(time.perf_counter())
+        bar = tqdm(total=len(self.inputs), unit="image", disable=None, file=sys.stderr)
+        waiting: deque[Future] = deque()
+
+        def collect() -> None:
+            record, card = waiting.popleft().result()
+            self.records.append(record)
+            if card:
+                self.cards.append(card)
+            if record["error"]:
+                tqdm.write(f"failed: {record['error']}", file=sys.stderr)
+            bar.update()
+
+        with bar, ThreadPoolExecutor(4) as writers:
+            try:
+                for k, (each, result) in enumerate(zip(self.inputs, results, strict=True)):
+                    self.moments.append(time.perf_counter())
+                    waiting.append(writers.submit(self._write, each, result, k in self.on_sheet))
+                    while len(waiting) > 8 or (waiting and waiting[0].done()):
+                        collect()
+            finally:
+                results.close()
+                while waiting:
+                    collect()
+                self._finish()
+
+    def summary(self) -> str:
+        """One line for the user."""
+        done = len(self.records) - self.failed
+        failed = f", {self.failed} failed" if self.failed else ""
+        return (
+            f"{done} of {len(self.inputs)} images segmented{failed}; "
+            f"masks, overlays, results.json and sheet.png are in {self.args.output}"
+        )
+
+    def _write(self, each: Input, result: Segmentation | ValueError, on_sheet: bool) -> tuple[dict, tuple | None]:
+        """Writes mask and overlay of one image; returns its record, and what the sheet needs of it."""
+        from incontext.export import overlay, write_image, write_indexed
+        from incontext.image import open_image
+
+        record = {"image": str(each.path), "size": None, "mask": None, "overlay": None, "objects": []}
+        record.update(confidence=None, seconds=None, error=None)
+        if isinstance(result, ValueError):
+            return {**record, "error": str(result)}, None
+        mask, drawing = Path("masks", f"{each.name}.png"), Path("overlays", f"{each.name}.jpg")
+        try:
+            image = open_image(each.path)
+            write_indexed(self.args.output / mask, result.labels)
+            write_image(self.args.output / drawing, overlay(image, result.labels))
+        except (OSError, ValueError) as error:
+            return {**record, "error": f"{each.path}: its results cannot be written: {error}"}, None
+        record.update(
+            size=list(result.size),
+            mask=mask.as_posix(),
+            overlay=drawing.as_posix(),
+            objects=[
+                {
+                    "id": id,
+                    "name": result.names.get(id),
+                    "score": round(result.scores[id], 4),
+                    "area": int(result.mask(id).sum()),
+                }
+                for id in result.ids
+            ],
+            confidence=round(float(result.confidence.mean()), 4),
+        )
+        return record, (each, *_shrink(image, result)) if on_sheet else None
+
+    def _finish(self) -> None:
+        """Writes `results.json` and the contact sheet."""
+        import json
+
+        from incontext.atomic import replacing
+        from incontext.export import contact_sheet, write_image
+
+        args = self.args
+        self._share_out_time()
+        names = {str(id): name for example in self.examples for id, name in example.names.items()}
+        report = {
+            "model": args.model,
+            "device": str(self.predictor.device),
+            "settings": {
+                "ensemble": args.ensemble,
+                "flip": args.flip,
+                "kind": args.kind,
+                "tile": args.tile,
+                "overlap": args.overlap,
+                "batch_size": self.batch_size,
+            },
+            "names": names,
+            "examples": [
+                {"image": image, "mask": mask, "ids": list(example.ids)}
+                for (image, mask), example in zip(args.example, self.examples, strict=True)
+            ],
+            "total": len(self.inputs),
+            "segmented": len(self.records) - self.failed,
+            "failed": self.failed,
+            "images": self.records,
+        }
+        with replacing(args.output / "results.json") as draft:
+            draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part = f"{len(self.cards)} of {len(self.inputs)} images"
+        sheet = contact_sheet(
+            self.examples,
+            [(image, segmentation) for _, image, segmentation in self.cards],
+            title=part if len(self.cards) < len(self.inputs) else "",
+            example_titles=[Path(image).name for image, _ in args.example],
+            result_titles=[each.name.as_posix() for each, _, _ in self.cards],
+            limit=SHEET_RESULTS,
+        )
+        write_image(args.output / "sheet.png", sheet)
+
+    def _share_out_time(self) -> None:
+        """Gives every record its `seconds`: of a batch, whose results come together, the mean."""
+        size = 1 if self.args.tile else self.batch_size
+        for start in range(0, len(self.records), size):
+            group = self.records[start : start + size]
+            seconds = (self.moments[start + len(group)] - self.moments[start]) / len(group)
+            for record in group:
+                record["seconds"] = round(seconds, 4)
+
+
+def _protect(outputs: Sequence[Path], inputs: Sequence[Path], written_before: bool) -> None:
+    """Refuses to write over what the user gave, or over files that no earlier run wrote."""
+    given = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in given:
+            raise ValueError(f"{path} is an input, and would be written over; choose another folder with -o")
+        if path.exists() and not written_before:
+            raise ValueError(f"{path} exists, but no results.json of an earlier run beside it; choose another -o")
+
+
+def _shrink(image: np.ndarray, result: Segmentation) -> tuple[np.ndarray, Segmentation]:
+    """A copy for the contact sheet, small enough to keep many."""
+    from incontext.image import resize_image, resize_labels
+    from incontext.types import Segmentation
+
+    scale = min(1.0, _SHEET_SIDE / max(result.size))
+    size = tuple(max(1, round(side * scale)) for side in result.size)
+    parts = (resize_labels(part, size) for part in (result.labels, result.confidence, result.painting))
+    return resize_image(image, size), Segmentation(*parts, result.scores, result.names)
+
+
+def _tile(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels or 'auto', got {text!r}") from None
+
+
+def _names(text: str) -> dict[int, str]:
+    names = {}
+    for part in text.split(","):
+        id, _, name = (piece.strip() for piece in part.partition("="))
+        if not (id.isascii() and id.isdigit() and int(id) > 0 and name):
+            raise argparse.ArgumentTypeError(f"expected ids with their names such as 1=cell,2=nucleus, got {part!r}")
+        names[int(id)] = name
+    return names

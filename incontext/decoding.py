@@ -1,0 +1,116 @@
+"""Paintings to labels: nearest colours at full resolution, several passes merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from incontext.palette import MAX_IDS, Palette, far_colours
+from incontext.types import Segmentation
+
+_STRIP = 1 << 22
+"""Values (ids times pixels) decoded at once, which bounds the memory."""
+
+
+class Decoder:
+    """Collects the paintings of one image, pass by pass, and turns them into a segmentation.
+
+    Each pass knows the background and its own ids only. Over all passes an id keeps the probability that its
+    pass gives it, the background gets the least that any pass leaves to it (a pixel is background if every
+    pass says so), and all is scaled to sum to 1. With one pass that changes nothing. The label is the
+    likeliest; its probability is the confidence.
+
+    Memory does not grow with the number of passes.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], palettes: Sequence[Palette], device: torch.device, temperature: float
+    ) -> None:
+        """
+        Args:
+            size: (H, W) of the image.
+            palettes: one for each pass, in the order of the calls of `add`.
+            device: where the paintings are.
+            temperature: see `Palette.probabilities`.
+        """
+        self.palettes = palettes
+        self.temperature = temperature
+        self._passes = 0
+        self._ids = [id for palette in palettes for id in palette.ids]
+        self._background = torch.ones(size, device=device)
+        self._best = torch.zeros(size, device=device)
+        self._slot = torch.zeros(size, dtype=torch.int32, device=device)  # 1 + index into _ids
+        self._total = torch.zeros(size, device=device)  # over all ids
+        self._painting = torch.zeros(3, *size, device=device)
+        joint = far_colours(min(len(self._ids), MAX_IDS)).astype(np.float32)
+        order = np.argsort(np.argsort(self._ids)) % len(joint)
+        self._colours = torch.from_numpy(joint[order]).to(device)
+
+    def add(self, views: Sequence[Tensor]) -> None:
+        """Takes in one pass.
+
+        Args:
+            views: paintings of the whole image, float (3, H, W) in 0..255 each. Their probabilities are
+                averaged, not their colours: halfway between red and blue lies a purple that may be a third
+                id.
+        """
+        palette = self.palettes[self._passes]
+        start = sum(len(each.ids) for each in self.palettes[: self._passes])
+        self._passes += 1
+        height, width = self._best.shape
+        step = max(1, _STRIP // (width * (len(palette.ids) + 1)))
+        for top in range(0, height, step):
+            rows = slice(top, top + step)
+            each = [palette.probabilities(view[:, rows], self.temperature) for view in views]
+            probabilities = torch.stack(each).mean(0) if len(each) > 1 else each[0]
+            best, slot = probabilities[1:].max(dim=0)
+            better = best > self._best[rows]
+            self._best[rows] = torch.where(better, best, self._best[rows])
+            self._slot[rows] = torch.where(better, (slot + start + 1).int(), self._slot[rows])
+            self._total[rows] += probabilities[1:].sum(0)
+            self._background[rows] = torch.minimum(self._background[rows], probabilities[0])
+            if len(self.palettes) == 1:
+                self._painting[:, rows] = torch.stack([view[:, rows] for view in views]).mean(0)
+            else:
+                colours = self._colours[start : start + len(palette.ids)]
+                self._painting[:, rows] += torch.einsum("k h w, k c -> c h w", probabilities[1:], colours)
+
+    def finish(self, names: Mapping[int, str], given: np.ndarray | None = None) -> Segmentation:
+        """Decides every pixel.
+
+        Args:
+            names: id -> name.
+            given: int (H, W), labels that are known, negative elsewhere; they stand as they are, at
+                confidence 1.
+
+        Returns:
+            The segmentation. Its painting is what the model painted; of several passes, whose colours mean
+            different ids, it is the mean of one palette's colours for all ids, by their probabilities.
+            `scores` has the mean confidence over each id that occurs.
+        """
+        if self._passes != len(self.palettes):
+            raise RuntimeError(f"expected {len(self.palettes)} passes before finish, got {self._passes}")
+        whole = self._total + self._background
+        is_object = self._best > self._background
+        confidence = (torch.where(is_object, self._best, self._background) / whole).clamp(0, 1).cpu().numpy()
+        slots = torch.where(is_object, self._slot, 0).cpu().numpy()
+        painting = self._painting if len(self.palettes) == 1 else self._painting / whole
+        painting = painting.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        labels = np.array([0, *self._ids], np.int32)[slots]
+        if given is not None:
+            known = given >= 0
+            labels = np.where(known, given, labels).astype(np.int32)
+            confidence = np.where(known, np.float32(1), confidence)
+            order = np.argsort([0, *self._ids])
+            slots[known] = order[np.searchsorted(np.array([0, *self._ids])[order], given[known])]
+        areas = np.bincount(slots.ravel(), minlength=len(self._ids) + 1)
+        sums = np.bincount(slots.ravel(), confidence.ravel(), minlength=len(self._ids) + 1)
+        scores = {
+            id: float(min(1.0, total / area))
+            for id, area, total in sorted(zip(self._ids, areas[1:], sums[1:], strict=True))
+            if area
+        }
+        return Segmentation(labels, confidence, np.ascontiguousarray(painting), scores, names)

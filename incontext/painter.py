@@ -1,0 +1,153 @@
+"""The model at work: crops of queries beside the examples of one pass, in batches."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from incontext.canvas import pixels_to_patches
+from incontext.image import denormalise, normalise
+from incontext.model.seggpt import PromptCache
+from incontext.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to paint: the arguments of `Predictor.predict` that reach the model."""
+
+    ensemble: str
+    flip: bool
+    kind: str
+    batch_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Condition:
+    """What the model is given beside the query in one pass: examples (1, N, 3, h, w), their cache, or
+    nothing."""
+
+    images: Tensor | None = None
+    targets: Tensor | None = None
+    cache: PromptCache | None = None
+
+
+class Painter:
+    """Runs a model, and keeps the examples of each prompt ready on its device.
+
+    Attributes:
+        model: a `SegGPT`, or anything with its `config` and forward signature; moved to the device.
+        device: where it runs.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model, self.device = model.to(device), device
+        self.dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+        self._conditions: weakref.WeakKeyDictionary[Prompt, dict[tuple, _Condition]] = weakref.WeakKeyDictionary()
+
+    @torch.inference_mode()
+    def paint(
+        self,
+        crops: np.ndarray,
+        prompt: Prompt,
+        index: int,
+        manner: Manner,
+        *,
+        tile: int | None = None,
+        hints: np.ndarray | None = None,
+    ) -> Tensor:
+        """Paints crops of queries in one pass.
+
+        With `manner.flip` the whole canvas is mirrored for a second view, examples too: between example and
+        query left stays left, so an id that means "left door" does not land on the right one.
+
+        Args:
+            crops: uint8 (n, h, w, 3) of the model's input size.
+            prompt: the examples.
+            index: which of the prompt's palettes.
+            manner: how.
+            tile: side of the tiles that the examples are to be cut by, if any.
+            hints: int (n, h, w), labels that are known, negative elsewhere.
+
+        Returns:
+            float32 (views, n, 3, h, w) in 0..255: one view, or with flips two, both upright. On the CPU, or
+            where CUDA painted it.
+        """
+        views = []
+        for mirrored in (False, True) if manner.flip else (False,):
+            condition = self._condition(prompt, index, manner, tile, mirrored)
+            paintings = []
+            for start in range(0, len(crops), manner.batch_size):
+                batch = slice(start, start + manner.batch_size)
+                images, target, hidden = normalise(torch.from_numpy(crops[batch])), None, None
+                if hints is not None:
+                    known = torch.from_numpy(hints[batch] >= 0)
+                    target = normalise(torch.from_numpy(prompt.palettes[index].paint(hints[batch])))
+                    if mirrored:
+                        known, target = known.flip(-1), target.flip(-1)
+                    hidden = pixels_to_patches(known, self.model.config.patch_size)
+                if mirrored:
+                    images = images.flip(-1)
+                painting = denormalise(self._forward(images, condition, target, hidden, manner.kind))
+                paintings.append(painting.flip(-1) if mirrored else painting)
+            views.append(torch.cat(paintings))
+        painted = torch.stack(views)
+        return painted if painted.device.type == "cuda" else painted.cpu()
+
+    def _forward(
+        self, images: Tensor, condition: _Condition, target: Tensor | None, hidden: Tensor | None, kind: str
+    ) -> Tensor:
+        images, target, hidden = (
+            None if tensor is None else self._place(tensor) for tensor in (images, target, hidden)
+        )
+        with _evaluating(self.model):
+            if condition.cache is not None:
+                return self.model.forward_cached(images, condition.cache, query_target=target, hidden=hidden)
+            shown = (condition.images, condition.targets)
+            shown = [None if each is None else each.expand(len(images), -1, -1, -1, -1) for each in shown]
+            return self.model(images, *shown, query_target=target, hidden=hidden, kind=kind)
+
+    def _condition(self, prompt: Prompt, index: int, manner: Manner, tile: int | None, mirrored: bool) -> _Condition:
+        """The examples of one pass on the device, with their cache; made once for each prompt."""
+        kept = self._conditions.setdefault(prompt, {})
+        key = (index, manner.ensemble, manner.kind, tile, mirrored)
+        if key not in kept:
+            kept[key] = self._make_condition(prompt, index, manner, tile, mirrored)
+        return kept[key]
+
+    def _make_condition(
+        self, prompt: Prompt, index: int, manner: Manner, tile: int | None, mirrored: bool
+    ) -> _Condition:
+        config = self.model.config
+        canvases = prompt.canvases(index, config.image_size, ensemble=manner.ensemble, tile=tile)
+        if canvases is None:
+            return _Condition()
+        if mirrored:
+            canvases = tuple(each.flip(-1) for each in canvases)
+        images, targets = map(self._place, canvases)
+        if config.examples_attend_query:
+            return _Condition(images, targets)
+        with _evaluating(self.model):
+            return _Condition(cache=self.model.encode_prompt(images, targets, kind=manner.kind))
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        """Moves to the model's device and, but for flags, type."""
+        return tensor.to(self.device, None if tensor.dtype == torch.bool else self.dtype)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode for a while, and back: a training run may share it."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()

@@ -1,0 +1,330 @@
+"""From images and examples to segmentations: prepare, paint, decode."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from incontext.decoding import Decoder
+from incontext.device import pick_device
+from incontext.image import ImageError, open_image, resize_image
+from incontext.model.seggpt import KINDS
+from incontext.painter import Manner, Painter
+from incontext.palette import DEFAULT_TEMPERATURE, Palette
+from incontext.picture_file import describe
+from incontext.prefetch import prefetch
+from incontext.prompt import ENSEMBLES, Prompt, check_examples, resize_hints
+from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile
+from incontext.types import Example, Segmentation
+
+_KEPT_PROMPTS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class _Query:
+    """An image ready for the model.
+
+    Attributes:
+        layout: whole, or its tiles.
+        crops: uint8 (n, h, w, 3), one for each tile, at the model's input size.
+        hints: int (n, h, w), what is painted on them, negative elsewhere; or None.
+        given: int (H, W), the same at the image's size; or None.
+    """
+
+    layout: Layout
+    crops: np.ndarray
+    hints: np.ndarray | None = None
+    given: np.ndarray | None = None
+
+
+class Predictor:
+    """Segments images as examples show.
+
+    The same input gives the same output: colours come from a fixed search, or from `seed`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: str | torch.device = "auto",
+        kind: str = "instance",
+        ids_per_pass: int | None = None,
+        seed: int | None = None,
+        palette: Callable[[tuple[int, ...]], Palette] | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+    ) -> None:
+        """
+        Args:
+            model: a `SegGPT`, or anything with its `config` and its forward signature. It is moved to the
+                device.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps"; see `pick_device`.
+            kind: the type token, unless a call says otherwise: "instance" or "semantic".
+            ids_per_pass: how many ids are painted in one pass; more take several passes, and the time of
+                several. By default what the weights separate well (`config.ids_per_pass`).
+            seed: draw random far-apart colours with this seed instead of the fixed ones. Segmentations under
+                several seeds show how much depends on the colours.
+            palette: gives the ids of one pass their colours; instead of `seed`.
+            temperature: how steeply confidence falls with a colour's distance; see `Palette.probabilities`.
+                It does not move labels, except where flips or several passes disagree.
+
+        Raises:
+            ValueError: for a value outside of its range.
+        """
+        if seed is not None and palette is not None:
+            raise ValueError("give seed or palette, not both: either decides the colours")
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected more than 0, got {temperature}")
+        self._painter = Painter(model, pick_device(device))
+        self.kind = _one_of("kind", kind, KINDS)
+        self.ids_per_pass = model.config.ids_per_pass if ids_per_pass is None else ids_per_pass
+        self.seed = seed
+        self.palette = palette
+        self.temperature = temperature
+        self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that paints. Its weights must not change during the life of a predictor that has used it,
+        since prompts are kept encoded; a new predictor costs nothing."""
+        return self._painter.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._painter.device
+
+    def prompt(self, examples: Iterable[Example], *, ids: Iterable[int] = ()) -> Prompt:
+        """Prepares examples once. The methods take the result wherever they take examples.
+
+        They keep the last few lists of examples prepared anyway; a prompt stays prepared as long as it lives.
+
+        Args:
+            examples: each with its own ids.
+            ids: further ids, which no example shows.
+
+        Raises:
+            TypeError, ValueError: see `Prompt.build`.
+        """
+        palette = self.palette
+        if palette is None and self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed)
+            return Prompt.build(examples, self.ids_per_pass, lambda part: Palette.random(part, generator), ids)
+        return Prompt.build(examples, self.ids_per_pass, palette or Palette.for_ids, ids)
+
+    def predict(
+        self,
+        image: Any,
+        examples: Iterable[Example] | Prompt = (),
+        *,
+        query_labels: np.ndarray | None = None,
+        ensemble: str = "feature",
+        flip: bool = False,
+        kind: str | None = None,
+        tile: int | str | None = None,
+        overlap: float = 0.25,
+        batch_size: int = 8,
+    ) -> Segmentation:
+        """Segments one image.
+
+        Args:
+            image: path, PIL image or array; see `open_image`.
+            examples: examples or a prompt. None are needed with `query_labels`.
+            query_labels: what is already known of this very image: int (H, W) of its size, ids and 0
+                (background) where known, negative (`IGNORE`) elsewhere. The model goes by it, and it stands
+                in the result. Every patch that holds a known pixel counts as painted by the user: its other
+                pixels are shown as background.
+            ensemble: how several examples work together: "feature" averages what each tells the query,
+                "spatial" shows them in one small grid, which is as quick as one example.
+            flip: also segment the mirrored image, and average. The examples are mirrored with it, so that
+                left and right keep their meaning between them.
+            kind: "instance" or "semantic", instead of the predictor's.
+            tile: show larger images in square tiles of this many pixels, for objects too small to be seen
+                otherwise. Examples are cut to match, so a pixel must mean the same length in examples and
+                queries. "auto" tiles only where the examples' thinnest objects need it; see `auto_tile`.
+            overlap: the least part of a tile that the next one repeats, 0 to 0.75.
+            batch_size: how many tiles go through the model at once.
+
+        Returns:
+            The segmentation, at the image's own size.
+
+        Raises:
+            ImageError: the image cannot be read.
+            TypeError, ValueError: something is out of its range, or does not fit the rest.
+        """
+        manner = self._manner(ensemble, flip, kind, batch_size)
+        given = None if query_labels is None else _check_hints(query_labels)
+        known = () if given is None else np.unique(given[given > 0]).tolist()
+        prompt = self._prepare(examples, known)
+        query = self._load(image, prompt, self._tiling(tile, overlap, prompt), given)
+        if query.layout.tile is not None and not prompt.examples:
+            raise ValueError("tile: expected examples, got query_labels alone; most tiles would have nothing to go by")
+        return next(self._segment([query], prompt, manner))
+
+    def predict_many(
+        self,
+        images: Iterable[Any],
+        examples: Iterable[Example] | Prompt,
+        *,
+        ensemble: str = "feature",
+        flip: bool = False,
+        kind: str | None = None,
+        tile: int | str | None = None,
+        overlap: float = 0.25,
+        batch_size: int = 8,
+        threads: int = 4,
+        on_error: str = "raise",
+    ) -> Iterator[Segmentation | ImageError]:
+        """Segments many images, lazily: reads a bounded number ahead, and yields results one by one.
+
+        Args:
+            images: paths, PIL images or arrays, of any sizes; any iterable, endless ones too.
+            examples, ensemble, flip, kind, tile, overlap: as in `predict`.
+            batch_size: how many images, or tiles of one image, go through the model at once. Results don't
+                depend on it (but for the rounding of sums).
+            threads: how many images are read at once.
+            on_error: what an unreadable image does: "raise" its `ImageError`, or "yield" it in the image's
+                place and go on.
+
+        Returns:
+            An iterator over segmentations, each at its image's own size, in the images' order.
+
+        Raises:
+            ImageError: an image cannot be read, and `on_error` is "raise".
+            TypeError, ValueError: something is out of its range; at once, before the first image.
+        """
+        single = isinstance(images, (str, bytes, os.PathLike, Image.Image))
+        if single or (isinstance(images, np.ndarray) and images.ndim < 4):
+            raise TypeError(f"images: expected several images, got one ({describe(images)}); use predict, or a list")
+        if threads < 1:
+            raise ValueError(f"threads: expected 1 or more, got {threads}")
+        _one_of("on_error", on_error, ("raise", "yield"))
+        manner = self._manner(ensemble, flip, kind, batch_size)
+        prompt = self._prepare(examples)
+        tiling = self._tiling(tile, overlap, prompt)
+
+        def load(image: Any) -> _Query | ImageError:
+            try:
+                return self._load(image, prompt, tiling)
+            except ImageError as error:
+                return error
+            except OSError as error:
+                return ImageError(f"{describe(image)}: expected a picture, but it cannot be read: {error}")
+
+        def run() -> Iterator[Segmentation | ImageError]:
+            waiting: list[_Query | ImageError] = []
+            crops = 0
+            ahead = threads if tiling.tile else threads + batch_size  # the tiles of a large image need memory
+            for query in prefetch(load, images, threads, ahead):
+                if isinstance(query, ImageError) and on_error == "raise":
+                    yield from self._segment(waiting, prompt, manner)
+                    raise query
+                waiting.append(query)
+                crops += len(query.crops) if isinstance(query, _Query) else 1
+                if crops >= batch_size:
+                    yield from self._segment(waiting, prompt, manner)
+                    waiting, crops = [], 0
+            yield from self._segment(waiting, prompt, manner)
+
+        return run()
+
+    def _manner(self, ensemble: str, flip: bool, kind: str | None, batch_size: int) -> Manner:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        kind = self.kind if kind is None else _one_of("kind", kind, KINDS)
+        return Manner(_one_of("ensemble", ensemble, ENSEMBLES), bool(flip), kind, batch_size)
+
+    def _tiling(self, tile: int | str | None, overlap: float, prompt: Prompt) -> Tiling:
+        if not 0 <= overlap <= 0.75:
+            raise ValueError(f"overlap: expected a part of a tile from 0 to 0.75, got {overlap}")
+        config = self.model.config
+        if isinstance(tile, str) and tile == "auto":
+            return Tiling(auto_tile(prompt.object_width, config.image_size, config.patch_size), AUTO_SLACK, overlap)
+        is_side = isinstance(tile, (int, np.integer)) and not isinstance(tile, bool)
+        if tile is not None and not (is_side and tile >= config.patch_size):
+            raise ValueError(
+                f"tile: expected None, 'auto' or a side of at least {config.patch_size} pixels, got {tile!r}"
+            )
+        return Tiling(None if tile is None else int(tile), overlap=overlap)
+
+    def _prepare(self, examples: Iterable[Example] | Prompt, ids: Sequence[int] = ()) -> Prompt:
+        """The prompt of these examples: the one from last time, if there was one."""
+        if isinstance(examples, Prompt):
+            if set(ids) <= set(examples.ids):
+                return examples
+            examples = examples.examples
+        examples = check_examples(examples)
+        if not examples and not ids:
+            raise ValueError("expected at least one example, or query_labels that show an id, got neither")
+        key = (examples, tuple(ids))  # examples are equal only to themselves
+        prompt = self._prompts.pop(key, None) or self.prompt(examples, ids=ids)
+        self._prompts[key] = prompt
+        while len(self._prompts) > _KEPT_PROMPTS:
+            self._prompts.popitem(last=False)
+        return prompt
+
+    def _load(self, image: Any, prompt: Prompt, tiling: Tiling, given: np.ndarray | None = None) -> _Query:
+        """Opens an image and cuts and resizes it for the model. Runs in any thread."""
+        pixels = open_image(image)
+        size = self.model.config.image_size
+        if given is not None and given.shape != pixels.shape[:2]:
+            raise ValueError(f"query_labels: expected the image's size {pixels.shape[:2]}, got {given.shape}")
+        layout = tiling.layout(pixels.shape[:2], [each.size for each in prompt.examples])
+        crops = np.stack([resize_image(crop, size) for crop in layout.cut(pixels)])
+        hints = None if given is None else np.stack([resize_hints(crop, size) for crop in layout.cut(given, fill=-1)])
+        return _Query(layout, crops, hints, given)
+
+    def _segment(
+        self, queries: Sequence[_Query | ImageError], prompt: Prompt, manner: Manner
+    ) -> Iterator[Segmentation | ImageError]:
+        """Whole images share their batches; a tiled one fills its own, pass by pass, so that memory is
+        bounded."""
+        whole = [query for query in queries if isinstance(query, _Query) and query.layout.tile is None]
+        passes = range(len(prompt.palettes))
+        painted = [self._paint(whole, prompt, index, manner) for index in passes] if whole else []
+        done = 0
+        for query in queries:
+            if isinstance(query, ImageError):
+                yield query
+            elif query.layout.tile is None:
+                at = slice(done, done + 1)
+                done += 1
+                yield self._decode(query, prompt, (views[:, at] for views in painted))
+            else:
+                yield self._decode(query, prompt, (self._paint([query], prompt, index, manner) for index in passes))
+
+    def _paint(self, queries: Sequence[_Query], prompt: Prompt, index: int, manner: Manner) -> Tensor:
+        """Paintings of all crops of queries that have the same tile: (views, n, 3, h, w) in 0..255."""
+        crops = np.concatenate([query.crops for query in queries])
+        hints = None if queries[0].hints is None else np.concatenate([query.hints for query in queries])
+        return self._painter.paint(crops, prompt, index, manner, tile=queries[0].layout.tile, hints=hints)
+
+    @torch.inference_mode()
+    def _decode(self, query: _Query, prompt: Prompt, passes: Iterable[Tensor]) -> Segmentation:
+        decoder = None
+        for views in passes:
+            if decoder is None:
+                decoder = Decoder(query.layout.size, prompt.palettes, views.device, self.temperature)
+            decoder.add([query.layout.join(view) for view in views])
+        return decoder.finish(prompt.names, query.given)
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {tuple(choices)}, got {value!r}")
+    return value
+
+
+def _check_hints(labels: np.ndarray) -> np.ndarray:
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.ndim != 2:
+        got = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise TypeError(f"query_labels: expected an integer array (H, W), got {got}")
+    return np.maximum(labels.astype(np.int64), -1).astype(np.int32)
