@@ -1,15 +1,15 @@
 """The layers: a file imports only from layers below its own, read from the imports with `ast`.
 
-    L0  values            types, palette, image, canvas and their parts; no torch.nn modules
-        value code        export/ and scenes/: pictures and files out of values, rendered values. Applications
-                          stand on them as on L0, so siblings of L3 may import them; L0 itself and each other
-    they don't. L1  model/            imports L0
-    L2  inference         predictor, pack and their parts; imports L0 and L1
-    L3  applications      labeling/, video/, interactive/, training/, evaluation/: import L0 to L2, never each
-    other L4  front ends        cli/, web/
+L0  values        types, palette, image, canvas and their parts; no torch.nn modules.
+    value code    export/ and scenes/ make pictures, files and scenes of values. They stand on L0 alone;
+                  applications and front ends stand on them, and L0 does not.
+L1  model/        imports L0.
+L2  inference     predictor, pack and their parts; imports L0 and L1.
+L3  applications  labeling/, video/, interactive/, training/, evaluation/; import L0 to L2, never each other.
+L4  front ends    cli/, web/.
 
 Imports inside functions and under TYPE_CHECKING count too. `incontext/__init__.py` is the list of what the
-package offers, and may name anything.
+package offers, and may name anything; front ends may read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "incontext"
 
-VALUES = {"atomic", "canvas", "colour_masks", "device", "image", "palette", "picture_file", "types"}
+VALUES = {"atomic", "canvas", "colour_masks", "device", "image", "palette", "picture_file", "shades", "types"}
 VALUE_CODE = {"export", "scenes"}
 MODEL = {"model"}
 INFERENCE = {"decoding", "example_crops", "pack", "painter", "predictor", "prefetch", "prompt", "tiling"}
@@ -35,7 +35,7 @@ BELOW = {
     **dict.fromkeys(MODEL, VALUES | MODEL),
     **dict.fromkeys(INFERENCE, VALUES | MODEL | INFERENCE),
     **{name: VALUES | VALUE_CODE | MODEL | INFERENCE | {name} for name in APPLICATIONS},
-    **dict.fromkeys(FRONT_ENDS, VALUES | VALUE_CODE | MODEL | INFERENCE | APPLICATIONS | FRONT_ENDS),
+    **dict.fromkeys(FRONT_ENDS, VALUES | VALUE_CODE | MODEL | INFERENCE | APPLICATIONS | FRONT_ENDS | {"__init__"}),
 }
 FACADES = {"__init__", "__main__"}
 

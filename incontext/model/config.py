@@ -121,14 +121,14 @@ PRESETS: dict[str, SegGPTConfig] = {
     "seggpt-vit-large": SegGPTConfig(),
     # The bundled model: small enough for a CPU, cacheable prompts.
     "small": SegGPTConfig(
-        image_size=(160, 160),
+        image_size=(128, 128),
         patch_size=8,
-        width=256,
+        width=192,
         depth=8,
-        heads=4,
+        heads=6,
         merge_layer=2,
         tap_layers=(2, 4, 6, 7),
-        decoder_width=32,
+        decoder_width=24,
         pretrain_grid=(24, 12),
         relative_position=False,
         examples_attend_query=False,

@@ -77,7 +77,7 @@ def collate(episodes: Sequence[Episode], patch_size: int, rng: np.random.Generat
         example_targets=painted[:, :-1],
         hidden=torch.from_numpy(hidden),
         labels=torch.from_numpy(labels[:, -1].astype(np.int64)),
-        colours=normalise(tables[:, None, : most + 1])[:, :, :, 0].transpose(1, 2),
+        colours=normalise(tables[:, None, : most + 1])[:, :, 0].transpose(1, 2),
         kinds=tuple(episode.kind for episode in episodes),
     )
 

@@ -19,6 +19,7 @@ from incontext.training.pack import IGNORE_ID, Pack, Record
 HANDED = frozenset({"car_parts_train", "car_parts_test"})  # sets whose classes tell left from right
 SMALLEST = 0.004  # share of a view that something must cover to be asked for
 _TRIES = 6
+_DRAWS = 500
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,16 @@ class EpisodeSampler:
         self.labelled = {name: group for name, group in self.labelled.items() if group}
         if not self.labelled:
             raise ValueError(f"{pack.path}: no set with masks is left to draw episodes from")
-        self.backgrounds = [index for indexes in pack.sets.values() for index in indexes]
+        used = [indexes for name, indexes in pack.sets.items() if mixture.weights.get(name, 1.0) > 0]
+        self.backgrounds = [index for indexes in used for index in indexes]
 
     def draw(self, rng: np.random.Generator, size: tuple[int, int], shots: int = 1) -> Episode:
-        """Draws an episode with `shots` examples, all views of size (H, W)."""
-        while True:
+        """Draws an episode with `shots` examples, all views of size (H, W).
+
+        Raises:
+            ValueError: if the pack and the mixture give no episode in many draws.
+        """
+        for _ in range(_DRAWS):
             pasted, views, rendered = self.mixture.pasted, self.mixture.views, self.mixture.rendered
             roll = rng.random()
             if roll < rendered:
@@ -108,6 +114,10 @@ class EpisodeSampler:
                 episode = self._across(rng, size, shots)
             if episode is not None:
                 return episode
+        raise ValueError(
+            f"{self.pack.path}: no episode with {shots} examples in {_DRAWS} draws; give images that share larger "
+            "things, fewer shots, or a share of views"
+        )
 
     def _across(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
         """Different images of a set that share a class."""
@@ -217,11 +227,12 @@ class EpisodeSampler:
                 _paste(rng, canvas, ids, objects[number], int(number) + 1)
             views.append(jitter(rng, np.asarray(canvas), 0.7))
             labels.append(ids)
-        keep = [id for id in range(1, painted + 1)]
-        if not any(_shares(labels[-1]).get(id) and any(_shares(ids).get(id) for ids in labels[:-1]) for id in keep):
+        shown = set().union(*(_shares(ids) for ids in labels[:-1]))
+        keep = [id for id in range(1, painted + 1) if id in shown]  # others were pasted over, or outside
+        if not set(keep) & set(_shares(labels[-1])):
             return None
         return Episode(
-            np.stack(views), np.stack([_relabel(ids, keep) for ids in labels]), painted, "instance", "pasted"
+            np.stack(views), np.stack([_relabel(ids, keep) for ids in labels]), len(keep), "instance", "pasted"
         )
 
     def _cut(self, rng: np.random.Generator) -> Image.Image | None:

@@ -86,10 +86,13 @@ class TrainConfig:
     minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", tuple(self.size))
+        for name in ("size", "balance", "matching"):  # JSON has lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "shots", {int(n): float(share) for n, share in self.shots.items()})
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
+        if not self.init and self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {self.preset!r}")
         if min(self.shots) < 1 or self.steps < 1 or self.batch_size < 1:
             raise ValueError("steps, batch_size and the numbers of shots must be 1 or more")
 
@@ -128,7 +131,7 @@ def train(
     model = _make_model(config).to(device)
     average = _make_model(config).to(device).requires_grad_(False).eval()
     average.load_state_dict(model.state_dict())
-    optimiser = torch.optim.AdamW(_parameter_groups(model, config), lr=config.learning_rate, betas=(0.9, 0.98))
+    optimiser = _make_optimiser(model, config)
     step = _resume(out, config, model, average, optimiser) if resume else 0
     (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
 
@@ -150,10 +153,10 @@ def train(
     for batch in prefetch(make, iter(range(step, config.steps))):
         progress = step / config.steps
         for group in optimiser.param_groups:
-            group["lr"] = _learning_rate(config, step) * group["scale"]
+            group["lr"] = _learning_rate(config, step)
         torch.manual_seed(config.seed * 1_000_003 + step)
         losses = _losses(model, batch.to(device), config, progress)
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimiser.step()
@@ -219,15 +222,18 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(fall, 1.0)))
 
 
-def _parameter_groups(model: SegGPT, config: TrainConfig) -> list[dict[str, Any]]:
-    named = list(model.named_parameters())
+def _make_optimiser(model: SegGPT, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; weights of linear and convolution layers decay, tokens, positions, norms and biases do not."""
     tokens = ("token", "pos_embed", "rel_pos")
-    decayed = [p for name, p in named if p.ndim > 1 and not any(token in name for token in tokens)]
-    kept = [p for name, p in named if p.ndim <= 1 or any(token in name for token in tokens)]
-    return [
-        {"params": decayed, "weight_decay": config.weight_decay, "scale": 1.0},
-        {"params": kept, "weight_decay": 0.0, "scale": 1.0},
+    decays = {name: p.ndim > 1 and not any(token in name for token in tokens) for name, p in model.named_parameters()}
+    groups = [
+        {
+            "params": [p for name, p in model.named_parameters() if decays[name] == decayed],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for decayed in (True, False)
     ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
 
 
 @torch.no_grad()
@@ -242,11 +248,9 @@ def fixed_episodes(pack: str | Path, config: TrainConfig, patch_size: int, count
         The name of each set -> its episodes as one batch.
     """
     opened, batches = Pack(pack), {}
-    for name in opened.sets:
+    for name in EpisodeSampler(opened, Mixture({})).by_class:
         weights = {other: float(other == name) for other in opened.sets}
         sampler = EpisodeSampler(opened, Mixture(weights, views=0.0, pasted=0.0, rendered=0.0, augment=False))
-        if name not in sampler.by_class:
-            continue
         rng = np.random.default_rng(0)
         batches[name] = collate([sampler.draw(rng, config.size) for _ in range(count)], patch_size, rng)
     return batches
@@ -293,7 +297,10 @@ def _save_state(
 ) -> None:
     temporary = out / f"state.pt.{os.getpid()}.tmp"
     state = {"step": step, "model": model.state_dict(), "average": average.state_dict()}
-    torch.save(state | {"optimiser": optimiser.state_dict(), "config": _comparable(config)}, temporary)
+    torch.save(
+        state | {"optimiser": optimiser.state_dict(), "config": _comparable(config)},
+        temporary,
+    )
     os.replace(temporary, out / "state.pt")
 
 

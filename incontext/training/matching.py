@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from types import TracebackType
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from incontext.image import normalise
 from incontext.model.seggpt import SegGPT
 from incontext.training.batches import Batch
 
@@ -22,8 +25,11 @@ from incontext.training.batches import Batch
 def start_as_similarity(model: SegGPT, generator: torch.Generator | None = None) -> None:
     """Draws fresh weights for training from nothing.
 
-    Linear layers start as in MAE (Xavier uniform); every block's key weights equal its query weights, so attention
-    compares; both halves of the canvas start from the same sine-cosine positions, so that place compares, too.
+    Linear layers start as in MAE (Xavier uniform). Every block's key weights equal its query weights, so attention
+    compares; its output projection undoes its value projection, so what attention finds arrives as it is. Both halves
+    of the canvas start from the same sine-cosine positions, so place compares, too. Black and the mask token start as
+    nothing in the target stream, so after the merge a query's patch and its like on a background are the same token.
+    The head starts from black, with layers wide enough to leave it.
 
     Args:
         model: changed in place.
@@ -35,8 +41,18 @@ def start_as_similarity(model: SegGPT, generator: torch.Generator | None = None)
             nn.init.xavier_uniform_(module.weight, generator=generator)
     nn.init.xavier_uniform_(model.patch_embed.proj.weight.view(model.config.width, -1), generator=generator)
     for block in model.blocks:
-        query, key, _ = block.attn.qkv.weight.chunk(3)
+        query, key, value = block.attn.qkv.weight.chunk(3)
+        nn.init.orthogonal_(query, generator=generator)
         key.copy_(query)
+        nn.init.orthogonal_(value, generator=generator)
+        block.attn.proj.weight.copy_(value.T)
+    for layer in (model.decoder_pred[0], model.decoder_pred[3]):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="linear", generator=generator)
+    black = normalise(np.zeros((model.config.patch_size, model.config.patch_size, 3), np.uint8))
+    silent = model.patch_embed(black[None])[0, 0]
+    model.segment_token_y[0, 0, 0] -= silent
+    model.mask_token[0, 0, 0] += silent
+    model.decoder_pred[3].bias.copy_(black[:, 0, 0])
     rows, columns = model.config.pretrain_grid
     half = rows // 2
     y = (torch.arange(rows) % half).float() / half if half else torch.zeros(rows)
@@ -51,9 +67,9 @@ def start_as_similarity(model: SegGPT, generator: torch.Generator | None = None)
 
 
 class MatchingLoss:
-    """Asks that one layer's attention to the examples, alone, would already paint the query's patches roughly right.
+    """Asks that attention to the examples, alone, would already paint the query's patches roughly right.
 
-    Listens to the projections of a block (the first after the streams merge) while it is a context:
+    It is the mean over the blocks in which the streams are one. It listens to their projections while it is a context:
 
         with MatchingLoss(model) as matching:
             painting = model(...)
@@ -62,21 +78,25 @@ class MatchingLoss:
 
     def __init__(self, model: SegGPT) -> None:
         self.config = model.config
-        index = min(model.config.merge_layer + 1, model.config.depth - 1)
-        self._attention = model.blocks[index].attn
-        self._tokens: dict[str, Tensor] = {}
-        self._handle = None
+        self._blocks = model.blocks[model.config.merge_layer + 1 :] or model.blocks[-1:]
+        self._projections: dict[int, dict[str, Tensor]] = {}
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> MatchingLoss:
-        def listen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._tokens["query" if output.ndim == 3 else "examples"] = output
+        for index, block in enumerate(self._blocks):
+            kept = self._projections[index] = {}
 
-        self._handle = self._attention.qkv.register_forward_hook(listen)
+            def listen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, kept: dict = kept) -> None:
+                kept["query" if output.ndim == 3 else "examples"] = output
+
+            self._handles.append(block.attn.qkv.register_forward_hook(listen))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._handle.remove()
-        self._tokens.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._projections.clear()
 
     def __call__(self, batch: Batch, weight: Tensor) -> Tensor:
         """Returns the loss of the last forward pass.
@@ -85,13 +105,20 @@ class MatchingLoss:
             batch: what the model was given, with N >= 1.
             weight: (B, 1, H, W), as for `smooth_l1`.
         """
-        heads, patch = self._attention.heads, self.config.patch_size
-        query = rearrange(self._tokens["query"], "b l (three a d) -> three b a l d", three=3, a=heads)[0]
-        key = rearrange(self._tokens["examples"], "b n l (three a d) -> three b a (n l) d", three=3, a=heads)[1]
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        patch = self.config.patch_size
         colours = reduce(batch.example_targets, "b n c (h p) (w q) -> b (n h w) c", "mean", p=patch, q=patch)
-        painted = scores.softmax(-1).mean(1) @ colours
         wanted = reduce(batch.target, "b c (h p) (w q) -> b (h w) c", "mean", p=patch, q=patch)
         weights = reduce(weight, "b 1 (h p) (w q) -> b (h w) 1", "mean", p=patch, q=patch)
-        error = F.smooth_l1_loss(painted, wanted, beta=0.1, reduction="none") * weights
-        return error.sum() / (3 * weights.sum()).clamp_min(1e-6)
+        losses = []
+        for kept in self._projections.values():
+            painted = self._attention(**kept) @ colours
+            error = F.smooth_l1_loss(painted, wanted, beta=0.1, reduction="none") * weights
+            losses.append(error.sum() / (3 * weights.sum()).clamp_min(1e-6))
+        return torch.stack(losses).mean()
+
+    def _attention(self, query: Tensor, examples: Tensor) -> Tensor:
+        """How a block's heads, on average, spread a query patch over the examples' patches: (b, l, n * l)."""
+        heads = self.config.heads
+        query = rearrange(query, "b l (three a d) -> three b a l d", three=3, a=heads)[0]
+        key = rearrange(examples, "b n l (three a d) -> three b a (n l) d", three=3, a=heads)[1]
+        return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1).mean(1)

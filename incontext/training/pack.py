@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from incontext.image import open_image
+
 FORMAT = "incontext-pack-1"
 IGNORE_ID = 255  # as stored in the masks of the folders and of the pack
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -164,7 +166,7 @@ def pack_folders(
         The pack, opened.
 
     Raises:
-        ValueError: for unknown sets, or a root without sets.
+        ValueError: for unknown sets, a root without sets, or a mask that does not fit its image or holds no ids.
     """
     found = list_sets(root)
     unknown = sorted(set(sets or ()) - set(found))
@@ -179,8 +181,7 @@ def pack_folders(
 
     for name in sets or found:
         for image_path, mask_path, instance_path in found[name]:
-            with Image.open(image_path) as file:
-                image = file.convert("RGB")
+            image = Image.fromarray(open_image(image_path))
             scale = min(1.0, side / max(image.size))
             size = tuple(max(1, round(length * scale)) for length in image.size)
             stem = (
@@ -192,8 +193,7 @@ def pack_folders(
             for key, path in (("labels", mask_path), ("instances", instance_path)):
                 if path is None:
                     continue
-                with Image.open(path) as file:
-                    mask = Image.fromarray(np.asarray(file).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+                mask = Image.fromarray(_read_ids(path, image)).resize(size, Image.Resampling.NEAREST)
                 setattr(entry, key, put(mask, format="PNG", optimize=True))
                 if key == "labels":
                     ids, counts = np.unique(np.asarray(mask), return_counts=True)
@@ -210,3 +210,15 @@ def pack_folders(
     temporary.write_bytes(data)
     os.replace(temporary, out)
     return Pack(out)
+
+
+def _read_ids(path: Path, image: Image.Image) -> np.ndarray:
+    """Reads a mask as uint8 (H, W), its values as they are."""
+    with Image.open(path) as file:
+        mode, ids = file.mode, np.asarray(file)
+    if ids.ndim != 2 or ids.dtype.kind not in "bui" or ids.min() < 0 or ids.max() > 255:
+        got = f"mode {mode}" if ids.ndim != 2 else f"values {ids.min()} to {ids.max()}"
+        raise ValueError(f"{path}: expected one channel of ids 0..254 (255 is ignored), got {got}; renumber the mask")
+    if ids.shape[::-1] != image.size:
+        raise ValueError(f"{path}: expected the image's size {image.size} (width, height), got {ids.shape[::-1]}")
+    return ids.astype(np.uint8)

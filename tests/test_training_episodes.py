@@ -1,0 +1,202 @@
+"""Episodes: what is asked for is shown, and nothing else is painted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from small_sets import write_sets, write_sided
+
+from incontext.training.augment import crop, jitter, random_box
+from incontext.training.episodes import SMALLEST, EpisodeSampler, Mixture
+from incontext.training.pack import pack_folders
+
+SIZE = (32, 48)
+ACROSS = {"views": 0.0, "pasted": 0.0, "rendered": 0.0}
+SOURCES = {
+    "across": ACROSS,
+    "views": ACROSS | {"views": 1.0},
+    "pasted": ACROSS | {"pasted": 1.0},
+    "rendered": ACROSS | {"rendered": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    root = write_sets(tmp_path_factory.mktemp("sets"))
+    return pack_folders(root, root.parent / "all.pack", quality=95)
+
+
+def draw_many(pack, count, shots=1, weights=None, **mixture):
+    sampler = EpisodeSampler(pack, Mixture(weights or {}, **mixture))
+    return [sampler.draw(np.random.default_rng(seed), SIZE, shots) for seed in range(count)]
+
+
+def shares(labels):
+    return {int(id): (labels == id).mean() for id in np.unique(labels) if id not in (0, 255)}
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+@pytest.mark.parametrize("source", SOURCES)
+def test_everything_asked_for_is_shown(pack, source, shots):
+    for episode in draw_many(pack, 25, shots, **SOURCES[source]):
+        assert episode.images.shape == (shots + 1, *SIZE, 3) and episode.images.dtype == np.uint8
+        assert episode.labels.shape == (shots + 1, *SIZE) and episode.labels.dtype == np.uint8
+        *examples, query = map(shares, episode.labels)
+        wanted = set(range(1, episode.count + 1))
+        assert 1 <= episode.count <= 6
+        assert set().union(*examples, query) <= wanted
+        for id in wanted:
+            assert max(each.get(id, 0) for each in examples) >= SMALLEST
+        assert max(query.values(), default=0) >= SMALLEST  # there is something to paint
+        assert episode.kind in ("instance", "semantic")
+
+
+def test_where_episodes_come_from(pack):
+    found = {source: draw_many(pack, 25, **mixture) for source, mixture in SOURCES.items()}
+    names = {source: {episode.source for episode in episodes} for source, episodes in found.items()}
+    # Segments of bsds have numbers, not classes: they mean nothing across images.
+    assert names == {
+        "across": {"kinds", "red"},
+        "views": {"kinds", "red", "bsds500_like"},
+        "pasted": {"pasted"},
+        "rendered": {"scenes"},
+    }
+    kinds = {source: {episode.kind for episode in episodes} for source, episodes in found.items()}
+    assert kinds == {
+        "across": {"semantic", "instance"},
+        "views": {"instance"},
+        "pasted": {"instance"},
+        "rendered": {"semantic"},
+    }
+
+
+def resized(pack):
+    """(image, labels, instances) of each record at SIZE, whole."""
+    found = {}
+    for index in range(len(pack)):
+        record = pack[index]
+        maps = [ids for ids in (record.labels, record.instances) if ids is not None]
+        height, width = record.image.shape[:2]
+        found[index] = crop(record.image, maps, (0, 0, width, height), SIZE)
+    return found
+
+
+def relabelling(maps, episode):
+    """What each id of the maps became in the episode, or None where it became several things."""
+    table = {}
+    for ids, labels in zip(maps, episode.labels, strict=True):
+        for id, label in zip(ids.flat, labels.flat, strict=True):
+            if table.setdefault(int(id), int(label)) != label:
+                return None
+    return table
+
+
+@pytest.mark.parametrize("source", ["across", "views"])
+def test_distractors_are_background_and_ignored_pixels_stay_so(pack, source):
+    """Without augmentation a view is a whole image, so that its record and its ids can be told."""
+    records = resized(pack)
+    distracted = 0
+    for episode in draw_many(pack, 30, 2, augment=False, **SOURCES[source]):
+        shown = []
+        for image in episode.images:
+            shown.append(next(index for index, (view, _) in records.items() if np.array_equal(view, image)))
+        assert len(set(shown)) == (3 if source == "across" else 1)
+        by_class, *by_instance = zip(*(records[index][1] for index in shown), strict=True)
+        tables = [relabelling(maps, episode) for maps in (by_class, *(by_instance if source == "views" else ()))]
+        wanted = list(range(1, episode.count + 1))
+        fitting = []
+        for table in filter(None, tables):
+            assert table[0] == 0 and table[255] == 255
+            if sorted(label for label in table.values() if label not in (0, 255)) == wanted:
+                fitting.append(table)
+        assert fitting  # each id became one label in all views, no two ids the same
+        distracted += list(fitting[0].values()).count(0) > 1
+    assert distracted > 5
+
+
+def test_validation_asks_for_one_thing(pack):
+    assert {episode.count for episode in draw_many(pack, 20, augment=False, **ACROSS)} == {1}
+
+
+def test_the_most_things(pack):
+    counts = {episode.count for episode in draw_many(pack, 40, largest_count=2, **ACROSS, weights={"red": 0})}
+    assert counts == {1, 2}
+
+
+def test_the_generator_decides_all(pack):
+    sampler = EpisodeSampler(pack, Mixture({}, views=0.25, pasted=0.25, rendered=0.25))
+    seen = set()
+    for seed in range(12):
+        first, second = (sampler.draw(np.random.default_rng(seed), SIZE) for _ in range(2))
+        assert np.array_equal(first.images, second.images) and np.array_equal(first.labels, second.labels)
+        assert (first.count, first.kind, first.source) == (second.count, second.kind, second.source)
+        seen.add(first.images.tobytes())
+    assert len(seen) == 12
+
+
+def test_weights_of_sets(pack):
+    sources = [episode.source for episode in draw_many(pack, 160, weights={"kinds": 3.0}, augment=False, **ACROSS)]
+    assert 0.6 < sources.count("kinds") / len(sources) < 0.9  # 0.75, deviation 0.035
+    left = {episode.source for episode in draw_many(pack, 30, weights={"kinds": 0.0}, **SOURCES["views"])}
+    assert left == {"red", "bsds500_like"}
+
+
+def test_a_set_that_is_left_out_is_no_background_either(pack):
+    sampler = EpisodeSampler(pack, Mixture({"bare": 0.0, "red": 0.0}))
+    assert sorted(sampler.backgrounds) == sorted(pack.sets["kinds"] + pack.sets["bsds500_like"])
+    assert set(pack.sets["bare"]) <= set(EpisodeSampler(pack, Mixture({})).backgrounds)
+
+
+def test_nothing_to_draw_from(pack):
+    with pytest.raises(ValueError, match="no set with masks is left"):
+        EpisodeSampler(pack, Mixture({"kinds": 0, "red": 0, "bsds500_like": 0}))
+
+
+def test_episodes_that_cannot_be(pack):
+    sampler = EpisodeSampler(pack, Mixture({}, **ACROSS))
+    with pytest.raises(ValueError, match="no episode with 9 examples"):  # of sets of five images
+        sampler.draw(np.random.default_rng(0), SIZE, shots=9)
+
+
+def mirrored(episode):
+    """For each view, whether class 1 lies right of class 2; None where one of them is out of sight."""
+    found = []
+    for labels in episode.labels:
+        columns = [np.nonzero(labels == id)[1] for id in (1, 2)]
+        found.append(columns[0].mean() > columns[1].mean() if all(c.size for c in columns) else None)
+    return found
+
+
+@pytest.mark.parametrize("source", ["across", "views"])
+def test_handed_sets_flip_together(source, tmp_path):
+    """Left and right are classes there: a flip of the query alone would contradict its example."""
+    sides = {}
+    for name in ("car_parts_train", "sided"):
+        write_sided(tmp_path / name, name)
+        episodes = draw_many(pack_folders(tmp_path / name, tmp_path / f"{name}.pack"), 60, **SOURCES[source])
+        sides[name] = [found for found in map(mirrored, episodes) if None not in found]
+        assert len(sides[name]) > 10
+    assert all(first == second for first, second in sides["car_parts_train"])
+    assert {first for first, _ in sides["car_parts_train"]} == {True, False}  # but they flip
+    assert not all(first == second for first, second in sides["sided"])
+
+
+def test_crops():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        left, top, right, bottom = random_box(rng, (40, 80), area=(0.3, 0.9), stretch=0.4)
+        assert 0 <= left < right <= 80 and 0 <= top < bottom <= 40
+        assert (right - left) * (bottom - top) <= 0.9 * 3200 + 1e-6
+    image = rng.integers(0, 256, (40, 80, 3), np.uint8)
+    ids = image[..., 0] // 64
+    view, (cut,) = crop(image, [ids], (10, 5, 50, 25), (20, 40), flip=True)
+    assert np.array_equal(view, image[5:25, 10:50][:, ::-1])  # same scale: nothing to interpolate
+    assert np.array_equal(cut, ids[5:25, 10:50][:, ::-1])
+
+
+def test_jitter():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    assert np.abs(jitter(rng, image, 0.0).astype(int) - image).max() <= 1  # rounding
+    changed = jitter(rng, image)
+    assert changed.dtype == np.uint8 and np.abs(changed.astype(int) - image).mean() > 2
