@@ -121,7 +121,7 @@ def test_a_photo_that_lies_on_its_side_fits_its_mask(tmp_path):
     ("mask", "message"),
     [
         (np.zeros((20, 30, 3), np.uint8), "one channel of ids.*got mode RGB"),
-        (np.full((20, 30), 256, np.uint16), "one channel of ids 0..254.*got values 256 to 256"),
+        (np.full((20, 30), 256, np.uint16), "ids 0..254, got ids up to 256"),
         (np.ones((30, 20), np.uint8), r"the image's size \(30, 20\).*got \(20, 30\)"),
     ],
     ids=["colours", "16 bits", "size"],

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from incontext.model.checkpoint import save_checkpoint
+from incontext.atomic import replacing
+from incontext.model.checkpoint import load_checkpoint, save_checkpoint
 from incontext.model.config import PRESETS, SegGPTConfig
 from incontext.model.loss import smooth_l1
 from incontext.model.seggpt import SegGPT
@@ -182,9 +182,9 @@ def train(
 
 def _make_model(config: TrainConfig) -> SegGPT:
     if config.init:
-        from incontext.model.checkpoint import load_checkpoint
-
-        return load_checkpoint(config.init)
+        model = load_checkpoint(config.init)
+        model.config = dataclasses.replace(model.config, **config.model)
+        return model
     fields = PRESETS[config.preset].to_dict() | dict(config.model)
     model = SegGPT(SegGPTConfig.from_dict(fields))
     start_as_similarity(model, torch.Generator().manual_seed(config.seed))
@@ -279,12 +279,16 @@ def evaluate(model: SegGPT, episodes: Mapping[str, Batch], device: str) -> dict[
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    """Adds a row to the log, in place of those from the same step on that an interrupted run left."""
+    rows: list[Mapping[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [old for old in csv.DictReader(file) if int(old["step"]) < row["step"]]
+    rows.append(row)
+    with replacing(path) as draft, draft.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for each in rows for name in each)))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _save_state(
@@ -295,13 +299,15 @@ def _save_state(
     average: SegGPT,
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    temporary = out / f"state.pt.{os.getpid()}.tmp"
-    state = {"step": step, "model": model.state_dict(), "average": average.state_dict()}
-    torch.save(
-        state | {"optimiser": optimiser.state_dict(), "config": _comparable(config)},
-        temporary,
-    )
-    os.replace(temporary, out / "state.pt")
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "config": _comparable(config),
+    }
+    with replacing(out / "state.pt") as draft:
+        torch.save(state, draft)
 
 
 def _resume(out: Path, config: TrainConfig, model: SegGPT, average: SegGPT, optimiser: torch.optim.Optimizer) -> int:

@@ -78,7 +78,7 @@ class MatchingLoss:
 
     def __init__(self, model: SegGPT) -> None:
         self.config = model.config
-        self._blocks = model.blocks[model.config.merge_layer + 1 :] or model.blocks[-1:]
+        self._blocks = model.blocks[model.config.merge_layer + 1 :]
         self._projections: dict[int, dict[str, Tensor]] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -109,12 +109,12 @@ class MatchingLoss:
         colours = reduce(batch.example_targets, "b n c (h p) (w q) -> b (n h w) c", "mean", p=patch, q=patch)
         wanted = reduce(batch.target, "b c (h p) (w q) -> b (h w) c", "mean", p=patch, q=patch)
         weights = reduce(weight, "b 1 (h p) (w q) -> b (h w) 1", "mean", p=patch, q=patch)
-        losses = []
+        losses = [weight.new_zeros(())]
         for kept in self._projections.values():
             painted = self._attention(**kept) @ colours
             error = F.smooth_l1_loss(painted, wanted, beta=0.1, reduction="none") * weights
             losses.append(error.sum() / (3 * weights.sum()).clamp_min(1e-6))
-        return torch.stack(losses).mean()
+        return torch.stack(losses).sum() / max(len(self._projections), 1)
 
     def _attention(self, query: Tensor, examples: Tensor) -> Tensor:
         """How a block's heads, on average, spread a query patch over the examples' patches: (b, l, n * l)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from incontext.image import open_image
+from incontext.atomic import replacing
+from incontext.image import open_image, open_labels
+from incontext.types import IGNORE
 
 FORMAT = "incontext-pack-1"
 IGNORE_ID = 255  # as stored in the masks of the folders and of the pack
@@ -206,19 +207,20 @@ def pack_folders(
         {"bytes": np.frombuffer(blob.getbuffer(), np.uint8)},
         {"format": FORMAT, "entries": json.dumps([vars(entry) for entry in entries])},
     )
-    temporary = Path(f"{out}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, out)
+    with replacing(out) as draft:
+        draft.write_bytes(data)
     return Pack(out)
 
 
 def _read_ids(path: Path, image: Image.Image) -> np.ndarray:
-    """Reads a mask as uint8 (H, W), its values as they are."""
+    """Reads a mask as uint8 (H, W): 255 is ignored, but where a mask holds 0 and 255 alone 255 is an object."""
     with Image.open(path) as file:
-        mode, ids = file.mode, np.asarray(file)
-    if ids.ndim != 2 or ids.dtype.kind not in "bui" or ids.min() < 0 or ids.max() > 255:
-        got = f"mode {mode}" if ids.ndim != 2 else f"values {ids.min()} to {ids.max()}"
-        raise ValueError(f"{path}: expected one channel of ids 0..254 (255 is ignored), got {got}; renumber the mask")
+        if len(file.getbands()) != 1:
+            # Colours get their ids file by file, which would tie unlike things together across a set.
+            raise ValueError(f"{path}: expected one channel of ids 0..254, got mode {file.mode}; save ids instead")
+    ids = open_labels(path)
+    if ids.max() >= IGNORE_ID:
+        raise ValueError(f"{path}: expected ids 0..254, got ids up to {ids.max()}; renumber the mask")
     if ids.shape[::-1] != image.size:
         raise ValueError(f"{path}: expected the image's size {image.size} (width, height), got {ids.shape[::-1]}")
-    return ids.astype(np.uint8)
+    return np.where(ids == IGNORE, IGNORE_ID, ids).astype(np.uint8)
