@@ -121,7 +121,7 @@ PRESETS: dict[str, SegGPTConfig] = {
     "seggpt-vit-large": SegGPTConfig(),
     # The bundled model: small enough for a CPU, cacheable prompts.
     "small": SegGPTConfig(
-        image_size=(128, 128),
+        image_size=(96, 96),
         patch_size=8,
         width=192,
         depth=8,
