@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from incontext.canvas import patches_to_pixels
+
 
 def smooth_l1(
     painting: Tensor, target: Tensor, hidden: Tensor, *, beta: float = 0.01, weight: Tensor | None = None
@@ -28,11 +30,10 @@ def smooth_l1(
     painting, target = painting.to(wide), target.to(wide)
     height, width = target.shape[-2:]
     patch = round((height * width / hidden.shape[-1]) ** 0.5)
-    pixels = hidden.view(-1, 1, height // patch, width // patch).to(painting.dtype)
-    pixels = pixels.repeat_interleave(patch, dim=-2).repeat_interleave(patch, dim=-1)
+    pixels = patches_to_pixels(hidden, (height // patch, width // patch), patch)[:, None].to(painting.dtype)
     if weight is not None:
         pixels = pixels * weight
     error = F.smooth_l1_loss(painting, target, beta=beta, reduction="none")
-    # Without the clamp a batch of ignored pixels alone would turn the weights into NaN.
+    # Divided by no pixels, a batch in which all are ignored would turn the weights into NaN.
     count = painting.shape[1] * pixels.sum()
     return (error * pixels).sum() / torch.where(count > 0, count, torch.ones_like(count))
