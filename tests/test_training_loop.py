@@ -273,3 +273,14 @@ def test_command(pack, tmp_path, capsys):
     assert "unknown fields ['stepps']" in capsys.readouterr().err
     assert main(["train", "run", str(config), "-o", str(tmp_path / "other"), "--device", "cpu"]) == 2
     assert "expected a pack" in capsys.readouterr().err
+
+
+def test_init_takes_other_settings_but_no_other_weights(tmp_path):
+    path = tmp_path / "start.safetensors"
+    ic.save_checkpoint(ic.SegGPT(PRESETS["small"]), path)
+    assert loop._make_model(TrainConfig(init=str(path), model={"image_size": [128, 128]})).config.image_size == (
+        128,
+        128,
+    )
+    with pytest.raises(ValueError, match="do not fit their config"):
+        loop._make_model(TrainConfig(init=str(path), model={"width": 96}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import dataclasses
 import json
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from incontext.atomic import replacing
-from incontext.model.checkpoint import load_checkpoint, save_checkpoint
+from incontext.model.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from incontext.model.config import PRESETS, SegGPTConfig
 from incontext.model.loss import smooth_l1
 from incontext.model.seggpt import SegGPT
@@ -129,11 +130,11 @@ def train(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     model = _make_model(config).to(device)
-    average = _make_model(config).to(device).requires_grad_(False).eval()
-    average.load_state_dict(model.state_dict())
+    average = copy.deepcopy(model).requires_grad_(False).eval()
     optimiser = _make_optimiser(model, config)
     step = _resume(out, config, model, average, optimiser) if resume else 0
-    (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    with replacing(out / "config.json") as draft:
+        draft.write_text(json.dumps(dataclasses.asdict(config), indent=1))
 
     mixture = Mixture(config.weights, config.views, config.pasted, config.rendered, config.largest_count)
     sampler = EpisodeSampler(Pack(train_pack), mixture)
@@ -182,9 +183,8 @@ def train(
 
 def _make_model(config: TrainConfig) -> SegGPT:
     if config.init:
-        model = load_checkpoint(config.init)
-        model.config = dataclasses.replace(model.config, **config.model)
-        return model
+        fields = read_checkpoint(config.init).config.to_dict() | dict(config.model)
+        return load_checkpoint(config.init, config=SegGPTConfig.from_dict(fields))  # refuses what changes weights
     fields = PRESETS[config.preset].to_dict() | dict(config.model)
     model = SegGPT(SegGPTConfig.from_dict(fields))
     start_as_similarity(model, torch.Generator().manual_seed(config.seed))
