@@ -26,7 +26,7 @@ VALUES = {"atomic", "canvas", "colour_masks", "device", "image", "palette", "pic
 VALUE_CODE = {"export", "scenes"}
 MODEL = {"model"}
 INFERENCE = {"decoding", "example_crops", "pack", "painter", "predictor", "prefetch", "prompt", "tiling"}
-APPLICATIONS = {"evaluation", "interactive", "labeling", "training", "video"}
+APPLICATIONS = {"bench", "evaluation", "interactive", "labeling", "training", "video"}
 FRONT_ENDS = {"cli", "web"}
 
 BELOW = {

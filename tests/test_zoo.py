@@ -196,7 +196,7 @@ def test_offline_for_real(tmp_path, monkeypatch):
 
 def run(*words) -> int:
     parser = argparse.ArgumentParser()
-    commands.add_parsers(parser.add_subparsers(required=True))
+    commands.add_parser(parser.add_subparsers(required=True))
     args = parser.parse_args([str(word) for word in words])
     return args.run(args)
 
@@ -255,8 +255,8 @@ def test_models_lists_them_all(bundled, model, hub, capsys):
 
 def test_parsing_does_not_import_torch():
     code = (
-        "import argparse, sys; from incontext.cli.weights import add_parsers; "
-        "add_parsers(argparse.ArgumentParser().add_subparsers()); "
+        "import argparse, sys; from incontext.cli.weights import add_parser; "
+        "add_parser(argparse.ArgumentParser().add_subparsers()); "
         "assert not {'torch', 'numpy', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

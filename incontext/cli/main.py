@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
 
 import incontext
-from incontext.cli import demo, evaluate, segment, train, weights
+
+COMMANDS = {
+    "segment": ("segment", "find in images what a few examples show"),
+    "label": ("label", "turn a folder of images into a labelled dataset"),
+    "examples": ("examples", "score examples, and propose which images to paint"),
+    "track": ("track", "follow painted objects through a video"),
+    "tune": ("tune", "learn a prompt pack from labelled images"),
+    "packs": ("packs", "list, show, compile, merge, verify and share prompt packs"),
+    "demo": ("demo", "segment scenes whose truth is known, and score the result"),
+    "models": ("weights", "list models"),
+    "pull": ("weights", "download a published model"),
+    "convert": ("weights", "convert a checkpoint between formats"),
+    "onnx": ("onnx", "export a model to ONNX"),
+    "eval": ("evaluate", "score a model on labelled data"),
+    "train": ("train", "pack data, and train or fine-tune a model"),
+    "bench": ("bench", "measure speed on this machine"),
+}
+"""Command -> the module of `incontext.cli` that adds it, and what it does in a line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,11 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=incontext.__version__)
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    segment.add_parser(commands)
-    demo.add_parser(commands)
-    weights.add_parsers(commands)
-    evaluate.add_parser(commands)
-    train.add_parser(commands)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    _add_commands(commands, next((word for word in argv if not word.startswith("-")), None))
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "huggingface_hub", "PIL"):
@@ -49,3 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"incontext: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def _add_commands(commands: argparse._SubParsersAction, chosen: str | None) -> None:
+    """Adds the chosen command whole, and of the others what the list of commands says of them."""
+    if chosen in COMMANDS:
+        importlib.import_module(f"incontext.cli.{COMMANDS[chosen][0]}").add_parser(commands)
+    for name, (_, line) in COMMANDS.items():
+        if name not in commands.choices:  # a module may add several commands
+            commands.add_parser(name, help=line)

@@ -8,7 +8,7 @@ from pathlib import Path
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def add_parsers(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the commands. Each sets `run`, which takes the parsed arguments and returns the exit status."""
     convert = subparsers.add_parser(
         "convert",
