@@ -13,16 +13,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from incontext.export import contact_sheet, overlay, write_image, write_indexed
+    from incontext.export import (
+        LabelledImage,
+        contact_sheet,
+        overlay,
+        read_dataset,
+        write_dataset,
+        write_image,
+        write_indexed,
+    )
     from incontext.image import ImageError, open_image, open_labels
     from incontext.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
     from incontext.model.config import SegGPTConfig
     from incontext.model.seggpt import PromptCache, SegGPT
     from incontext.model.zoo import load_model
+    from incontext.pack import PackError, PromptPack
     from incontext.palette import Palette
     from incontext.predictor import Predictor
     from incontext.training.loop import TrainConfig, train
+    from incontext.training.tune import TuneConfig, tune
     from incontext.types import IGNORE, Example, Segmentation
+    from incontext.video.frames import read_frames
+    from incontext.video.tracker import Tracker
 
 # Where each public name lives. Torch takes seconds to import; a name pays for it only when it is used (PEP 562).
 _HOMES = {
@@ -30,21 +42,30 @@ _HOMES = {
     "Example": "incontext.types",
     "IGNORE": "incontext.types",
     "ImageError": "incontext.image",
+    "LabelledImage": "incontext.export",
+    "PackError": "incontext.pack",
     "Palette": "incontext.palette",
     "Predictor": "incontext.predictor",
     "PromptCache": "incontext.model.seggpt",
+    "PromptPack": "incontext.pack",
     "SegGPT": "incontext.model.seggpt",
     "SegGPTConfig": "incontext.model.config",
     "Segmentation": "incontext.types",
+    "Tracker": "incontext.video.tracker",
     "TrainConfig": "incontext.training.loop",
+    "TuneConfig": "incontext.training.tune",
     "contact_sheet": "incontext.export",
     "load_checkpoint": "incontext.model.checkpoint",
     "load_model": "incontext.model.zoo",
     "open_image": "incontext.image",
     "open_labels": "incontext.image",
     "overlay": "incontext.export",
+    "read_dataset": "incontext.export",
+    "read_frames": "incontext.video.frames",
     "save_checkpoint": "incontext.model.checkpoint",
     "train": "incontext.training.loop",
+    "tune": "incontext.training.tune",
+    "write_dataset": "incontext.export",
     "write_image": "incontext.export",
     "write_indexed": "incontext.export",
 }
@@ -54,21 +75,30 @@ __all__ = [
     "Example",
     "IGNORE",
     "ImageError",
+    "LabelledImage",
+    "PackError",
     "Palette",
     "Predictor",
     "PromptCache",
+    "PromptPack",
     "SegGPT",
     "SegGPTConfig",
     "Segmentation",
+    "Tracker",
     "TrainConfig",
+    "TuneConfig",
     "contact_sheet",
     "load_checkpoint",
     "load_model",
     "open_image",
     "open_labels",
     "overlay",
+    "read_dataset",
+    "read_frames",
     "save_checkpoint",
     "train",
+    "tune",
+    "write_dataset",
     "write_image",
     "write_indexed",
     "__version__",

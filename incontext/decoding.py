@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from incontext.palette import MAX_IDS, Palette, far_colours
+from incontext.refinement import Refinement
+from incontext.tiling import resize_painting
 from incontext.types import Segmentation
 
 _STRIP = 1 << 22
@@ -27,7 +29,12 @@ class Decoder:
     """
 
     def __init__(
-        self, size: tuple[int, int], palettes: Sequence[Palette], device: torch.device, temperature: float
+        self,
+        size: tuple[int, int],
+        palettes: Sequence[Palette],
+        device: torch.device,
+        temperature: float,
+        refinement: Refinement | None = None,
     ) -> None:
         """
         Args:
@@ -35,8 +42,10 @@ class Decoder:
             palettes: one for each pass, in the order of the calls of `add`.
             device: where the paintings are.
             temperature: see `Palette.probabilities`.
+            refinement: fits probabilities to the edges of the image, if wanted.
         """
         self.palettes = palettes
+        self.refinement = refinement
         self.temperature = temperature
         self._passes = 0
         self._ids = [id for palette in palettes for id in palette.ids]
@@ -61,11 +70,17 @@ class Decoder:
         start = sum(len(each.ids) for each in self.palettes[: self._passes])
         self._passes += 1
         height, width = self._best.shape
+        refinement = self.refinement
+        if refinement is not None:
+            small = [resize_painting(view[None], refinement.working_size)[0] for view in views]
+            coefficients = refinement.fit(self._probabilities(small, palette))
         step = max(1, _STRIP // (width * (len(palette.ids) + 1)))
         for top in range(0, height, step):
             rows = slice(top, top + step)
-            each = [palette.probabilities(view[:, rows], self.temperature) for view in views]
-            probabilities = torch.stack(each).mean(0) if len(each) > 1 else each[0]
+            if refinement is None:
+                probabilities = self._probabilities([view[:, rows] for view in views], palette)
+            else:
+                probabilities = refinement.apply(coefficients, rows)
             best, slot = probabilities[1:].max(dim=0)
             better = best > self._best[rows]
             self._best[rows] = torch.where(better, best, self._best[rows])
@@ -77,6 +92,10 @@ class Decoder:
             else:
                 colours = self._colours[start : start + len(palette.ids)]
                 self._painting[:, rows] += torch.einsum("k h w, k c -> c h w", probabilities[1:], colours)
+
+    def _probabilities(self, views: Sequence[Tensor], palette: Palette) -> Tensor:
+        each = [palette.probabilities(view, self.temperature) for view in views]
+        return torch.stack(each).mean(0) if len(each) > 1 else each[0]
 
     def finish(self, names: Mapping[int, str], given: np.ndarray | None = None) -> Segmentation:
         """Decides every pixel.

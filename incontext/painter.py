@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from incontext.canvas import pixels_to_patches
 from incontext.image import denormalise, normalise
-from incontext.model.seggpt import PromptCache
-from incontext.prompt import Prompt
+from incontext.model.layers import KeyValue
+from incontext.model.prompt_cache import PromptCache, TargetStream
+from incontext.model.seggpt import SegGPT
+from incontext.prompt import Prompt, Source
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,12 @@ class Manner:
 
 @dataclass(frozen=True, eq=False)
 class _Condition:
-    """What the model is given beside the query in one pass: examples (1, N, 3, h, w), their cache, or
-    nothing."""
+    """What the model is given beside the query in one pass: examples (1, N, 3, h, w) and what is kept of them, their
+    cache, or nothing."""
 
     images: Tensor | None = None
     targets: Tensor | None = None
+    stream: TargetStream | None = None
     cache: PromptCache | None = None
 
 
@@ -49,6 +53,7 @@ class Painter:
         self.model, self.device = model.to(device), device
         self.dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
         self._conditions: weakref.WeakKeyDictionary[Prompt, dict[tuple, _Condition]] = weakref.WeakKeyDictionary()
+        self._encoded: weakref.WeakKeyDictionary[Source, dict[tuple, PromptCache]] = weakref.WeakKeyDictionary()
 
     @torch.inference_mode()
     def paint(
@@ -110,7 +115,8 @@ class Painter:
                 return self.model.forward_cached(images, condition.cache, query_target=target, hidden=hidden)
             shown = (condition.images, condition.targets)
             shown = [None if each is None else each.expand(len(images), -1, -1, -1, -1) for each in shown]
-            return self.model(images, *shown, query_target=target, hidden=hidden, kind=kind)
+            kept = {} if condition.stream is None else {"target_stream": condition.stream}
+            return self.model(images, *shown, query_target=target, hidden=hidden, kind=kind, **kept)
 
     def _condition(self, prompt: Prompt, index: int, manner: Manner, tile: int | None, mirrored: bool) -> _Condition:
         """The examples of one pass on the device, with their cache; made once for each prompt."""
@@ -124,20 +130,47 @@ class Painter:
         self, prompt: Prompt, index: int, manner: Manner, tile: int | None, mirrored: bool
     ) -> _Condition:
         config = self.model.config
+        cache = None if mirrored else prompt.cache(index, ensemble=manner.ensemble, kind=manner.kind)
+        if cache is not None:
+            return _Condition(cache=self._place_cache(cache))
+        shared = prompt.apart and not config.examples_attend_query and manner.ensemble == "feature" and tile is None
+        if shared and (prompt.shown(index) or prompt.shown_packs(index)):
+            return _Condition(cache=self._join_encoded(prompt, index, manner, mirrored))
         canvases = prompt.canvases(index, config.image_size, ensemble=manner.ensemble, tile=tile)
         if canvases is None:
             return _Condition()
         if mirrored:
             canvases = tuple(each.flip(-1) for each in canvases)
         images, targets = map(self._place, canvases)
-        if config.examples_attend_query:
-            return _Condition(images, targets)
         with _evaluating(self.model):
+            if config.examples_attend_query:
+                known = isinstance(self.model, SegGPT)
+                return _Condition(
+                    images, targets, self.model.encode_targets(images, targets, kind=manner.kind) if known else None
+                )
             return _Condition(cache=self.model.encode_prompt(images, targets, kind=manner.kind))
+
+    def _join_encoded(self, prompt: Prompt, index: int, manner: Manner, mirrored: bool) -> PromptCache:
+        """The cache of one pass, of sources that are encoded one by one and kept as long as they live."""
+        palette = prompt.palettes[index]
+        key = (palette.ids, palette.colours.tobytes(), manner.kind, mirrored)
+        alone = [(pack, Prompt((), (palette,), {}, (pack,))) for pack in prompt.shown_packs(index)]
+        alone += [(example, Prompt((example,), (palette,), {})) for example in prompt.shown(index)]
+        parts = []
+        for source, itself in alone:
+            kept = self._encoded.setdefault(source, {})
+            if key not in kept:
+                kept[key] = self._make_condition(itself, 0, manner, None, mirrored).cache
+            parts.append(kept[key])
+        return PromptCache.join(parts)
 
     def _place(self, tensor: Tensor) -> Tensor:
         """Moves to the model's device and, but for flags, type."""
         return tensor.to(self.device, None if tensor.dtype == torch.bool else self.dtype)
+
+    def _place_cache(self, cache: PromptCache) -> PromptCache:
+        layers = tuple(KeyValue(*map(self._place, layer)) for layer in cache.layers)
+        return dataclasses.replace(cache, layers=layers, border=self._place(cache.border))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,18 @@ from torch import Tensor, nn
 from incontext.decoding import Decoder
 from incontext.device import pick_device
 from incontext.image import ImageError, open_image, resize_image
-from incontext.model.seggpt import KINDS
+from incontext.model.checkpoint import fingerprint
+from incontext.model.inference import for_inference
+from incontext.model.seggpt import KINDS, SegGPT
+from incontext.pack import PromptPack
 from incontext.painter import Manner, Painter
 from incontext.palette import DEFAULT_TEMPERATURE, Palette
 from incontext.picture_file import describe
 from incontext.prefetch import prefetch
-from incontext.prompt import ENSEMBLES, Prompt, check_examples, resize_hints
+from incontext.prompt import ENSEMBLES, Prompt, Source, check_sources, resize_hints
+from incontext.refinement import Refinement
 from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile
-from incontext.types import Example, Segmentation
+from incontext.types import Segmentation
 
 _KEPT_PROMPTS = 4
 
@@ -37,16 +42,22 @@ class _Query:
         crops: uint8 (n, h, w, 3), one for each tile, at the model's input size.
         hints: int (n, h, w), what is painted on them, negative elsewhere; or None.
         given: int (H, W), the same at the image's size; or None.
+        image: uint8 (H, W, 3), where the result is to be refined along its edges; or None.
     """
 
     layout: Layout
     crops: np.ndarray
     hints: np.ndarray | None = None
     given: np.ndarray | None = None
+    image: np.ndarray | None = None
 
 
 class Predictor:
-    """Segments images as examples show.
+    """Segments images as examples show, or prompt packs.
+
+    Wherever a method takes examples, it takes packs too, alone, several, or together with examples; see
+    `incontext.prompt` for how they join. What a call leaves open (ensemble, kind, tile) is as the packs were
+    made for, else "feature", the predictor's kind, and whole images.
 
     The same input gives the same output: colours come from a fixed search, or from `seed`.
     """
@@ -60,35 +71,50 @@ class Predictor:
         ids_per_pass: int | None = None,
         seed: int | None = None,
         palette: Callable[[tuple[int, ...]], Palette] | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
+        temperature: float | None = None,
+        refine: bool | None = None,
+        precision: str = "fp32",
     ) -> None:
         """
         Args:
             model: a `SegGPT`, or anything with its `config` and its forward signature. It is moved to the
                 device.
             device: "auto", "cpu", "cuda", "cuda:1", "mps"; see `pick_device`.
-            kind: the type token, unless a call says otherwise: "instance" or "semantic".
+            kind: the type token, unless a call or a pack says otherwise: "instance" or "semantic".
             ids_per_pass: how many ids are painted in one pass; more take several passes, and the time of
                 several. By default what the weights separate well (`config.ids_per_pass`).
-            seed: draw random far-apart colours with this seed instead of the fixed ones. Segmentations under
-                several seeds show how much depends on the colours.
+            seed: draw random far-apart colours with this seed instead of the fixed ones and the packs' own.
+                Segmentations under several seeds show how much depends on the colours.
             palette: gives the ids of one pass their colours; instead of `seed`.
             temperature: how steeply confidence falls with a colour's distance; see `Palette.probabilities`.
-                It does not move labels, except where flips or several passes disagree.
+                It does not move labels, except where flips or several passes disagree, or results are refined.
+                By default that of the packs, else `DEFAULT_TEMPERATURE`.
+            refine: fit results to the edges of the query (see `incontext.refinement`): for models with coarse
+                patches. By default as the weights ask for (`config.refine`).
+            precision: what the model's large matrices are computed in: "fp32", "bf16", "fp16", or "auto" (bf16 where
+                the device is fast at it); see `incontext.model.inference.for_inference`.
 
         Raises:
             ValueError: for a value outside of its range.
         """
         if seed is not None and palette is not None:
             raise ValueError("give seed or palette, not both: either decides the colours")
-        if not temperature > 0:
+        if temperature is not None and not temperature > 0:
             raise ValueError(f"temperature: expected more than 0, got {temperature}")
-        self._painter = Painter(model, pick_device(device))
+        device = pick_device(device)
+        model = model.to(device)
+        if isinstance(model, SegGPT):
+            if precision == "fp16":  # which rounds so that the fingerprint would be another's
+                self.fingerprint = fingerprint(model)
+            model = for_inference(model, precision)
+        self._painter = Painter(model, device)
         self.kind = _one_of("kind", kind, KINDS)
         self.ids_per_pass = model.config.ids_per_pass if ids_per_pass is None else ids_per_pass
         self.seed = seed
         self.palette = palette
-        self.temperature = temperature
+        self.temperature = DEFAULT_TEMPERATURE if temperature is None else temperature
+        self._given_temperature = temperature
+        self.refine = model.config.refine if refine is None else bool(refine)
         self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
 
     @property
@@ -102,31 +128,41 @@ class Predictor:
         """Where the model runs."""
         return self._painter.device
 
-    def prompt(self, examples: Iterable[Example], *, ids: Iterable[int] = ()) -> Prompt:
-        """Prepares examples once. The methods take the result wherever they take examples.
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the model; see `incontext.model.checkpoint.fingerprint`. Packs are made for one."""
+        return fingerprint(self.model)
+
+    def prompt(self, examples: Source | Iterable[Source], *, ids: Iterable[int] = ()) -> Prompt:
+        """Prepares examples and packs once. The methods take the result wherever they take examples.
 
         They keep the last few lists of examples prepared anyway; a prompt stays prepared as long as it lives.
 
         Args:
-            examples: each with its own ids.
+            examples: each with its own ids; packs among them join by the names of their classes.
             ids: further ids, which no example shows.
 
         Raises:
+            PackError: a pack was made for another model.
             TypeError, ValueError: see `Prompt.build`.
         """
+        examples = check_sources(examples)
+        for pack in examples:
+            if isinstance(pack, PromptPack):
+                pack.check_model(self.fingerprint)
         palette = self.palette
         if palette is None and self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
             return Prompt.build(examples, self.ids_per_pass, lambda part: Palette.random(part, generator), ids)
-        return Prompt.build(examples, self.ids_per_pass, palette or Palette.for_ids, ids)
+        return Prompt.build(examples, self.ids_per_pass, palette, ids)
 
     def predict(
         self,
         image: Any,
-        examples: Iterable[Example] | Prompt = (),
+        examples: Source | Iterable[Source] | Prompt = (),
         *,
         query_labels: np.ndarray | None = None,
-        ensemble: str = "feature",
+        ensemble: str | None = None,
         flip: bool = False,
         kind: str | None = None,
         tile: int | str | None = None,
@@ -137,19 +173,21 @@ class Predictor:
 
         Args:
             image: path, PIL image or array; see `open_image`.
-            examples: examples or a prompt. None are needed with `query_labels`.
+            examples: examples, packs, or a prompt of them. None are needed with `query_labels`.
             query_labels: what is already known of this very image: int (H, W) of its size, ids and 0
                 (background) where known, negative (`IGNORE`) elsewhere. The model goes by it, and it stands
                 in the result. Every patch that holds a known pixel counts as painted by the user: its other
                 pixels are shown as background.
             ensemble: how several examples work together: "feature" averages what each tells the query,
-                "spatial" shows them in one small grid, which is as quick as one example.
+                "spatial" shows them in one small grid, which is as quick as one example. By default as the
+                packs were made for, else "feature".
             flip: also segment the mirrored image, and average. The examples are mirrored with it, so that
                 left and right keep their meaning between them.
-            kind: "instance" or "semantic", instead of the predictor's.
+            kind: "instance" or "semantic", instead of the packs' or the predictor's.
             tile: show larger images in square tiles of this many pixels, for objects too small to be seen
                 otherwise. Examples are cut to match, so a pixel must mean the same length in examples and
                 queries. "auto" tiles only where the examples' thinnest objects need it; see `auto_tile`.
+                Packs know their own scale, which is the default, and what "auto" means with them.
             overlap: the least part of a tile that the next one repeats, 0 to 0.75.
             batch_size: how many tiles go through the model at once.
 
@@ -160,21 +198,21 @@ class Predictor:
             ImageError: the image cannot be read.
             TypeError, ValueError: something is out of its range, or does not fit the rest.
         """
-        manner = self._manner(ensemble, flip, kind, batch_size)
         given = None if query_labels is None else _check_hints(query_labels)
         known = () if given is None else np.unique(given[given > 0]).tolist()
         prompt = self._prepare(examples, known)
+        manner = self._manner(prompt, ensemble, flip, kind, batch_size)
         query = self._load(image, prompt, self._tiling(tile, overlap, prompt), given)
-        if query.layout.tile is not None and not prompt.examples:
+        if query.layout.tile is not None and not prompt.sources:
             raise ValueError("tile: expected examples, got query_labels alone; most tiles would have nothing to go by")
         return next(self._segment([query], prompt, manner))
 
     def predict_many(
         self,
         images: Iterable[Any],
-        examples: Iterable[Example] | Prompt,
+        examples: Source | Iterable[Source] | Prompt,
         *,
-        ensemble: str = "feature",
+        ensemble: str | None = None,
         flip: bool = False,
         kind: str | None = None,
         tile: int | str | None = None,
@@ -207,8 +245,8 @@ class Predictor:
         if threads < 1:
             raise ValueError(f"threads: expected 1 or more, got {threads}")
         _one_of("on_error", on_error, ("raise", "yield"))
-        manner = self._manner(ensemble, flip, kind, batch_size)
         prompt = self._prepare(examples)
+        manner = self._manner(prompt, ensemble, flip, kind, batch_size)
         tiling = self._tiling(tile, overlap, prompt)
 
         def load(image: Any) -> _Query | ImageError:
@@ -236,16 +274,21 @@ class Predictor:
 
         return run()
 
-    def _manner(self, ensemble: str, flip: bool, kind: str | None, batch_size: int) -> Manner:
+    def _manner(self, prompt: Prompt, ensemble: str | None, flip: bool, kind: str | None, batch_size: int) -> Manner:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
-        kind = self.kind if kind is None else _one_of("kind", kind, KINDS)
-        return Manner(_one_of("ensemble", ensemble, ENSEMBLES), bool(flip), kind, batch_size)
+        if ensemble is None:
+            ensemble = prompt.ensemble or "feature"
+        if kind is None:
+            kind = prompt.kind or self.kind
+        return Manner(_one_of("ensemble", ensemble, ENSEMBLES), bool(flip), _one_of("kind", kind, KINDS), batch_size)
 
     def _tiling(self, tile: int | str | None, overlap: float, prompt: Prompt) -> Tiling:
         if not 0 <= overlap <= 0.75:
             raise ValueError(f"overlap: expected a part of a tile from 0 to 0.75, got {overlap}")
         config = self.model.config
+        if prompt.packs and tile in (None, "auto"):
+            return Tiling(prompt.tile, overlap=overlap)
         if isinstance(tile, str) and tile == "auto":
             return Tiling(auto_tile(prompt.object_width, config.image_size, config.patch_size), AUTO_SLACK, overlap)
         is_side = isinstance(tile, (int, np.integer)) and not isinstance(tile, bool)
@@ -255,13 +298,13 @@ class Predictor:
             )
         return Tiling(None if tile is None else int(tile), overlap=overlap)
 
-    def _prepare(self, examples: Iterable[Example] | Prompt, ids: Sequence[int] = ()) -> Prompt:
+    def _prepare(self, examples: Source | Iterable[Source] | Prompt, ids: Sequence[int] = ()) -> Prompt:
         """The prompt of these examples: the one from last time, if there was one."""
         if isinstance(examples, Prompt):
             if set(ids) <= set(examples.ids):
                 return examples
-            examples = examples.examples
-        examples = check_examples(examples)
+            examples = examples.sources
+        examples = check_sources(examples)
         if not examples and not ids:
             raise ValueError("expected at least one example, or query_labels that show an id, got neither")
         key = (examples, tuple(ids))  # examples are equal only to themselves
@@ -277,10 +320,10 @@ class Predictor:
         size = self.model.config.image_size
         if given is not None and given.shape != pixels.shape[:2]:
             raise ValueError(f"query_labels: expected the image's size {pixels.shape[:2]}, got {given.shape}")
-        layout = tiling.layout(pixels.shape[:2], [each.size for each in prompt.examples])
+        layout = tiling.layout(pixels.shape[:2], prompt.sizes)
         crops = np.stack([resize_image(crop, size) for crop in layout.cut(pixels)])
         hints = None if given is None else np.stack([resize_hints(crop, size) for crop in layout.cut(given, fill=-1)])
-        return _Query(layout, crops, hints, given)
+        return _Query(layout, crops, hints, given, pixels if self.refine else None)
 
     def _segment(
         self, queries: Sequence[_Query | ImageError], prompt: Prompt, manner: Manner
@@ -309,12 +352,19 @@ class Predictor:
 
     @torch.inference_mode()
     def _decode(self, query: _Query, prompt: Prompt, passes: Iterable[Tensor]) -> Segmentation:
-        decoder = None
+        decoder, temperature = None, self._given_temperature or prompt.temperature or self.temperature
         for views in passes:
             if decoder is None:
-                decoder = Decoder(query.layout.size, prompt.palettes, views.device, self.temperature)
+                refinement = None if query.image is None else self._refinement(query)
+                decoder = Decoder(query.layout.size, prompt.palettes, views.device, temperature, refinement)
             decoder.add([query.layout.join(view) for view in views])
         return decoder.finish(prompt.names, query.given)
+
+    def _refinement(self, query: _Query) -> Refinement:
+        shown = query.layout.size if query.layout.tile is None else (query.layout.tile,) * 2
+        config = self.model.config
+        sides = [config.patch_size * side / pixels for side, pixels in zip(shown, config.image_size, strict=True)]
+        return Refinement(query.image, (sides[0] * sides[1]) ** 0.5)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

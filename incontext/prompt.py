@@ -1,4 +1,8 @@
-"""Examples made ready to condition a model."""
+"""Examples and prompt packs made ready to condition a model.
+
+How they join is told in `incontext.pack.joining`. A pass shows those examples, learned or real, that hold one of its
+ids, and those that hold nothing, on purpose.
+"""
 
 from __future__ import annotations
 
@@ -8,55 +12,71 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from incontext.canvas import spatial_grid
 from incontext.example_crops import crop_examples
 from incontext.image import normalise, resize_image, resize_labels
-from incontext.palette import Palette, split_ids
+from incontext.model.seggpt import PromptCache
+from incontext.pack import PackError, PromptPack
+from incontext.pack.joining import agreed, join_by_name, mean_temperature, share_passes
+from incontext.pack.prompt_pack import ENSEMBLES
+from incontext.palette import Palette
 from incontext.tiling import object_width
 from incontext.types import Example
 
-ENSEMBLES = ("feature", "spatial")
+__all__ = ["ENSEMBLES", "Prompt", "Source", "check_sources", "resize_hints"]
+
+Source = Example | PromptPack
+"""What a prompt is made of."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What conditions the model: examples, and the colours of their ids.
+    """What conditions the model: examples and packs, and the colours of their ids.
 
     Attributes:
         examples: in the user's order.
         palettes: one for each pass of the model. Each id is in one of them.
-        names: id -> name, from all examples.
+        names: id -> name, from all sources.
+        packs: with the ids that they have here.
+        apart: encode each source for itself and keep that for as long as the source lives, where the model allows
+            it: for prompts that share most of their sources with others, as a video's do.
     """
 
     examples: tuple[Example, ...]
     palettes: tuple[Palette, ...]
     names: Mapping[int, str]
+    packs: tuple[PromptPack, ...] = ()
+    apart: bool = False
 
     @classmethod
     def build(
         cls,
-        examples: Iterable[Example],
+        sources: Iterable[Source],
         ids_per_pass: int,
-        palette: Callable[[tuple[int, ...]], Palette] = Palette.for_ids,
+        palette: Callable[[tuple[int, ...]], Palette] | None = None,
         ids: Iterable[int] = (),
     ) -> Prompt:
-        """Merges the examples' ids and names and shares the ids out among passes.
+        """Merges the ids and names of examples and packs and shares the ids out among passes.
 
         Args:
-            examples: each with its own ids. One id means the same in all of them.
+            sources: examples, each with its own ids; one id means the same in all of them. And packs, whose
+                ids join them by name.
             ids_per_pass: how many ids get a colour in one pass.
-            palette: gives the ids of one pass their colours.
-            ids: further ids, which no example shows.
+            palette: gives the ids of one pass their colours. By default those of a pack that has them to
+                itself, else `Palette.for_ids`.
+            ids: further ids, which no source shows.
 
         Raises:
-            TypeError: for something else than examples.
+            TypeError: for something else than examples and packs.
             ValueError: if there are no ids, or one id has two names.
         """
-        examples = check_examples(examples)
+        sources = check_sources(sources)
+        examples = tuple(each for each in sources if isinstance(each, Example))
         names: dict[int, str] = {}
         for example in examples:
             for id, name in example.names.items():
@@ -65,18 +85,68 @@ class Prompt:
                         f"expected one meaning for each id, got {names[id]!r} and {name!r} for id {id}; "
                         "renumber the ids of one of the examples"
                     )
-        all_ids = sorted({*ids, *(id for example in examples for id in example.ids)})
-        if not all_ids:
+        shown = {id for example in examples for id in example.ids}
+        packs = join_by_name([each for each in sources if isinstance(each, PromptPack)], names, shown)
+        of_packs = {id for pack in packs for id in pack.ids}
+        palettes = share_passes({*shown, *(set(ids) - of_packs)}, packs, ids_per_pass, palette)
+        if not palettes:
             raise ValueError(
                 "expected at least one id (a label of 1 or more) in the examples, got only background; "
                 "give examples that show what to find"
             )
-        return cls(examples, tuple(palette(part) for part in split_ids(all_ids, ids_per_pass)), names)
+        names = {**{id: name for pack in packs for id, name in pack.names.items()}, **names}
+        return cls(examples, palettes, names, packs)
 
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids of all passes, sorted."""
         return tuple(sorted(id for palette in self.palettes for id in palette.ids))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The packs, then the examples."""
+        return (*self.packs, *self.examples)
+
+    @property
+    def kind(self) -> str | None:
+        """What the packs were made for; None without packs.
+
+        Raises:
+            PackError: they differ.
+        """
+        return agreed(self.packs, "kind") if self.packs else None
+
+    @property
+    def ensemble(self) -> str | None:
+        """How the packs' examples work together; None without packs.
+
+        Raises:
+            PackError: they differ.
+        """
+        return agreed(self.packs, "ensemble") if self.packs else None
+
+    @property
+    def tile(self) -> int | None:
+        """The scale of the packs; None without packs, or where they are of whole images.
+
+        Raises:
+            PackError: they differ.
+        """
+        return agreed(self.packs, "tile") if self.packs else None
+
+    @property
+    def temperature(self) -> float | None:
+        """The packs' temperature of confidences, of several the geometric mean; None where examples join in."""
+        if self.examples or not self.packs:
+            return None
+        return mean_temperature(self.packs)
+
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(H, W) of what is shown, by which queries are laid out. A pack of tiles counts as larger than a
+        tile: queries are shown at its scale even where they would fit into one."""
+        tiled = [(pack.tile + 1, pack.tile + 1) for pack in self.packs if pack.tile is not None]
+        return (*tiled, *(each.size for each in self.examples))
 
     @cached_property
     def object_width(self) -> float | None:
@@ -92,10 +162,15 @@ class Prompt:
         wanted = set(self.palettes[index].ids)
         return tuple(each for each in self.examples if not each.ids or wanted.intersection(each.ids))
 
+    def shown_packs(self, index: int) -> tuple[PromptPack, ...]:
+        """The packs that have an id in one pass."""
+        wanted = set(self.palettes[index].ids)
+        return tuple(pack for pack in self.packs if wanted.intersection(pack.ids))
+
     def canvases(
         self, index: int, size: tuple[int, int], *, ensemble: str = "feature", tile: int | None = None
     ) -> tuple[Tensor, Tensor] | None:
-        """The examples' images and painted masks, as the model takes them.
+        """The images and painted masks of packs and examples, as the model takes them.
 
         Pixels that are `IGNORE` are painted black, as the model knows no third state.
 
@@ -103,12 +178,37 @@ class Prompt:
             index: which pass.
             size: (H, W) of the model's input. Images are stretched to it (bicubic), masks too (nearest).
             ensemble: "feature" keeps N examples apart, "spatial" lays them out in a grid.
-            tile: cut the examples by tiles of this side; see `incontext.example_crops`.
+            tile: cut the examples by tiles of this side; see `incontext.example_crops`. Packs are as they are.
 
         Returns:
             Images and targets, each float32 (1, N, 3, H, W), normalised; None if no example is shown in this
             pass.
+
+        Raises:
+            PackError: a pack's images have another size.
         """
+        parts = [pack.canvases(self.palettes[index]) for pack in self.shown_packs(index)]
+        for pack in self.packs:
+            if pack.size != tuple(size):
+                raise PackError(f"the pack {pack.name!r} holds images of {pack.size}, the model takes {tuple(size)}")
+        if (drawn := self._draw(index, size, tile)) is not None:
+            parts.append(drawn)
+        if not parts:
+            return None
+        images, targets = (torch.cat(each)[None] for each in zip(*parts, strict=True))
+        if ensemble == "spatial":
+            images, targets = spatial_grid(images, "bicubic"), spatial_grid(targets, "nearest")
+        return images, targets
+
+    def cache(self, index: int, *, ensemble: str, kind: str) -> PromptCache | None:
+        """The encoded prompt of one pass, where a pack has brought it along and nothing else is shown."""
+        packs = self.shown_packs(index)
+        if self.shown(index) or len(packs) != 1:
+            return None
+        return packs[0].cache(self.palettes[index], ensemble=ensemble, kind=kind)
+
+    def _draw(self, index: int, size: tuple[int, int], tile: int | None) -> tuple[Tensor, Tensor] | None:
+        """The examples alone: images and targets, each (n, 3, H, W); None if none is shown."""
         palette = self.palettes[index]
         pairs: Sequence[tuple[np.ndarray, np.ndarray]] = [(each.image, each.labels) for each in self.shown(index)]
         if not pairs:
@@ -126,26 +226,23 @@ class Prompt:
                 sorted(lost),
                 *size,
             )
-        images, targets = normalise(images)[None], normalise(palette.paint(labels))[None]
-        if ensemble == "spatial":
-            images, targets = spatial_grid(images, "bicubic"), spatial_grid(targets, "nearest")
-        return images, targets
+        return normalise(images), normalise(palette.paint(labels))
 
 
-def check_examples(examples: Iterable[Example]) -> tuple[Example, ...]:
-    """Returns examples as a tuple.
+def check_sources(sources: Source | Iterable[Source]) -> tuple[Source, ...]:
+    """Returns examples and packs as a tuple.
 
     Raises:
         TypeError: for something else.
     """
-    examples = (examples,) if isinstance(examples, Example) else tuple(examples)
-    for each in examples:
-        if not isinstance(each, Example):
+    sources = (sources,) if isinstance(sources, (Example, PromptPack)) else tuple(sources)
+    for each in sources:
+        if not isinstance(each, (Example, PromptPack)):
             raise TypeError(
-                f"expected examples, got {type(each).__name__}; make them with Example.open(image, mask) or "
-                "Example(image, labels)"
+                f"expected examples or packs, got {type(each).__name__}; make them with Example.open(image, mask), "
+                "Example(image, labels) or PromptPack.load(path)"
             )
-    return examples
+    return sources
 
 
 def resize_hints(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

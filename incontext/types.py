@@ -161,6 +161,28 @@ class Segmentation:
         """Where one id is: bool (H, W), all False where the id does not occur."""
         return self.labels == id
 
+    def to_supervision(self) -> Any:
+        """The same as `supervision.Detections`: one detection for each id, with its mask, box, score as confidence,
+        and name in `data["class_name"]`. Needs the package supervision.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
+        if not self.ids:
+            return supervision.Detections.empty()
+        masks = np.stack([self.mask(id) for id in self.ids])
+        return supervision.Detections(
+            xyxy=supervision.mask_to_xyxy(masks).astype(np.float32),
+            mask=masks,
+            confidence=np.array([self.scores.get(id, np.nan) for id in self.ids], np.float32) if self.scores else None,
+            class_id=np.array(self.ids),
+            data={"class_name": np.array([self.names.get(id, f"class {id}") for id in self.ids])},
+        )
+
     def __repr__(self) -> str:
         return f"Segmentation(size={self.size}, ids={self.ids})"
 

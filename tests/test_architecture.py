@@ -22,10 +22,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "incontext"
 
-VALUES = {"atomic", "canvas", "colour_masks", "device", "image", "palette", "picture_file", "shades", "types"}
+VALUES = {
+    "atomic",
+    "canvas",
+    "colour_masks",
+    "device",
+    "image",
+    "labelled_folders",
+    "palette",
+    "picture_file",
+    "shades",
+    "types",
+}
 VALUE_CODE = {"export", "scenes"}
 MODEL = {"model"}
-INFERENCE = {"decoding", "example_crops", "pack", "painter", "predictor", "prefetch", "prompt", "tiling"}
+INFERENCE = {"decoding", "example_crops", "pack", "painter", "predictor", "prefetch", "prompt", "refinement", "tiling"}
 APPLICATIONS = {"bench", "evaluation", "interactive", "labeling", "training", "video"}
 FRONT_ENDS = {"cli", "web"}
 

@@ -8,8 +8,8 @@ from fake_models import ColourMatcher, blocks, scene
 from PIL import Image
 
 from incontext.cli import segment
-from incontext.cli.image_paths import find_images, result_names
 from incontext.image import open_image, open_labels
+from incontext.labeling.inputs import find_images, result_names
 from incontext.model.seggpt import SegGPT
 
 
@@ -176,9 +176,11 @@ def test_wrong_arguments_are_named_before_the_model_is_loaded(tmp_path, monkeypa
         main(image, *shown, "-o", out, "--names", "7=x")
     with pytest.raises(ValueError, match=r"gone\.png"):
         main(image, "--example", tmp_path / "gone.png", shown[2], "-o", out)
-    for wrong in (["--tile", "big"], ["--names", "cell"], ["--names", "0=x"], ["--ensemble", "mean"], []):
+    with pytest.raises(ValueError, match="--example or --pack"):
+        main(image, "-o", out)
+    for wrong in (["--tile", "big"], ["--names", "cell"], ["--names", "0=x"], ["--ensemble", "mean"]):
         with pytest.raises(SystemExit):
-            main(image, *(shown if wrong else []), "-o", out, *wrong)
+            main(image, *shown, "-o", out, *wrong)
     assert not out.exists()
 
 
@@ -240,6 +242,7 @@ def test_folders_are_searched_in_order(tmp_path):
         "d/a.jpg",
         "d/sub/a.tiff",
         "d/note.txt",
+        "d/note.raw",
         "d/.hidden.png",
         "d/.git/x.png",
         "d/out/m.png",
@@ -247,8 +250,8 @@ def test_folders_are_searched_in_order(tmp_path):
     touch(tmp_path, "d/e_mask.png")
     skipped = {"skip": [tmp_path / "d/e_mask.png"], "skip_folders": [tmp_path / "d/out"]}
     assert found(tmp_path, "d", **skipped) == [("d/a.jpg", "a"), ("d/b.PNG", "b"), ("d/sub/a.tiff", "sub/a")]
-    named = found(tmp_path, "d/e_mask.png", "d/note.txt", **skipped)  # what is named is wanted
-    assert named == [("d/e_mask.png", "e_mask"), ("d/note.txt", "note")]
+    named = found(tmp_path, "d/e_mask.png", "d/note.raw", **skipped)  # what is named is wanted
+    assert named == [("d/e_mask.png", "e_mask"), ("d/note.raw", "note")]
 
 
 def test_patterns(tmp_path, monkeypatch):

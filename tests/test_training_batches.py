@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,8 +10,10 @@ import torch
 
 from incontext.image import denormalise, normalise
 from incontext.model.loss import smooth_l1
-from incontext.training.batches import collate, pixel_weights, prefetch, random_hidden
+from incontext.training.batches import Telling, collate, decode, pixel_weights, prepare
 from incontext.training.episodes import Episode
+from incontext.training.looks import draw_looks, recolour
+from incontext.training.prompts import UNSAID, random_hidden
 
 SIZE, PATCH = (16, 24), 8
 BLACK = normalise(np.zeros((1, 1, 3), np.uint8))[:, 0, 0]
@@ -20,7 +22,11 @@ BLACK = normalise(np.zeros((1, 1, 3), np.uint8))[:, 0, 0]
 def episode(count, seed=0, shots=2, kind="instance"):
     rng = np.random.default_rng(seed)
     labels = rng.choice([0, 255, *range(1, count + 1)], (shots + 1, *SIZE)).astype(np.uint8)
-    return Episode(rng.integers(0, 256, (shots + 1, *SIZE, 3), np.uint8), labels, count, kind, "test")
+    return Episode(rng.integers(0, 256, (shots + 1, *SIZE, 3), np.uint8), labels, count, kind, "test", strength=0.0)
+
+
+def make(episodes, rng, patch=PATCH, **telling):
+    return prepare(collate(episodes, patch, rng, Telling(**telling)), patch)
 
 
 def nearest(targets, colours):
@@ -41,7 +47,7 @@ def episodes():
 
 @pytest.fixture
 def batch(episodes):
-    return collate(episodes, PATCH, np.random.default_rng(0))
+    return make(episodes, np.random.default_rng(0))
 
 
 def test_shapes(batch):
@@ -77,24 +83,24 @@ def test_background_and_unused_slots_are_black(batch):
 
 def test_colours_are_random_and_apart(episodes):
     rng = np.random.default_rng(0)
-    batches = [collate(episodes, PATCH, rng) for _ in range(2)]
+    batches = [make(episodes, rng) for _ in range(2)]
     assert not torch.equal(batches[0].colours, batches[1].colours)
     for batch in batches:
         assert not torch.equal(batch.colours[0, 1], batch.colours[2, 1])
         for row, each in zip(batch.colours, episodes, strict=True):
             pixels = denormalise(row[: each.count + 1, :, None, None]).flatten(1)
             assert torch.pdist(pixels).min() > 30
-    again = collate(episodes, PATCH, np.random.default_rng(0))
+    again = make(episodes, np.random.default_rng(0))
     assert torch.equal(again.target, batches[0].target)
 
 
 def test_how_much_is_hidden(episodes):
     rng, patch = np.random.default_rng(0), 2  # on a grid of a few patches, blocks often hide all
     many = episodes * 40
-    assert collate(many, patch, rng).hidden.all()
-    hidden = collate(many, patch, rng, partial=0.5).hidden
+    assert make(many, rng, patch).hidden.all()
+    hidden = make(many, rng, patch, partial=0.5).hidden
     assert 0.35 < (~hidden.all(1)).float().mean() < 0.6
-    hidden = collate(many, patch, rng, partial=1.0).hidden.float().mean(1)
+    hidden = make(many, rng, patch, partial=1.0).hidden.float().mean(1)
     assert (hidden >= 0.5).all() and 0.65 < hidden.mean() < 0.9
 
 
@@ -155,28 +161,93 @@ def test_to_a_device(batch):
     assert moved.kinds == batch.kinds
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_prefetch_keeps_the_order(threads):
-    assert list(prefetch(lambda step: step * step, iter(range(20)), threads=threads)) == [n * n for n in range(20)]
-    assert list(prefetch(lambda step: step, iter(()))) == []
+def test_an_episode_does_not_depend_on_its_neighbours(episodes):
+    def rngs():
+        return [np.random.default_rng([5, place]) for place in range(3)]
+
+    together = prepare(collate(episodes, PATCH, rngs(), Telling(prompted=0.5, partial=0.3)), PATCH)
+    for place, each in enumerate(episodes):
+        alone = prepare(collate([each], PATCH, [rngs()[place]], Telling(prompted=0.5, partial=0.3)), PATCH)
+        for name in ("query", "target", "example_images", "example_targets", "shown", "hidden", "said"):
+            assert torch.equal(getattr(together, name)[place], getattr(alone, name)[0])
 
 
-def test_prefetch_stays_close():
-    made = []
-    stream = prefetch(lambda step: made.append(step) or step, iter(range(1000)), ahead=3)
-    assert [next(stream) for _ in range(5)] == list(range(5))
-    stream.close()
-    assert len(made) <= 5 + 4
-    assert threading.active_count() < 20
+def test_what_is_shown_is_what_is_said(episodes):
+    """In a visible patch: colours, black, and the grey of what is not said. In a hidden one: nothing of the truth."""
+    batch = prepare(collate(episodes * 20, PATCH, np.random.default_rng(1), Telling(prompted=1.0)), PATCH, unsaid=128)
+    grey = normalise(np.full((1, 1, 3), 128, np.uint8))
+    for row, said in enumerate(batch.said):
+        unsaid = (said == UNSAID).expand(3, -1, -1)
+        assert torch.equal(batch.shown[row][unsaid], grey.expand(3, *SIZE)[unsaid])
+        slots = torch.where(said == UNSAID, 0, said).long()
+        assert torch.equal(batch.shown[row][~unsaid], batch.colours[row][slots].movedim(-1, 0)[~unsaid])
+        visible = ~batch.hidden[row].view(SIZE[0] // PATCH, SIZE[1] // PATCH)
+        assert torch.equal(visible, (said != UNSAID).unfold(0, PATCH, PATCH).unfold(1, PATCH, PATCH).any(-1).any(-1))
+    assert batch.unknown.mean() > 0.3
 
 
-def test_prefetch_passes_errors_on():
-    def make(step):
-        if step == 2:
-            raise ValueError("the third")
-        return step
+def test_hidden_truth_does_not_reach_the_model(episodes):
+    """Other truth where nothing is said: all that the model gets is the same."""
+    raw = collate(episodes, PATCH, np.random.default_rng(2), Telling(prompted=1.0))
+    labels = raw.labels.clone()
+    labels[:, -1] = torch.where(raw.said == UNSAID, 1 - labels[:, -1].clamp(0, 1), labels[:, -1])
+    first, second = prepare(raw, PATCH), prepare(dataclasses.replace(raw, labels=labels), PATCH)
+    assert not torch.equal(first.target, second.target)
+    for name in ("query", "example_images", "example_targets", "shown", "hidden"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
 
-    stream = prefetch(make, iter(range(9)))
-    assert [next(stream), next(stream)] == [0, 1]
-    with pytest.raises(ValueError, match="the third"):
-        next(stream)
+
+def test_views_are_mirrored_with_their_labels_and_prompts():
+    free, handed = (dataclasses.replace(episode(2, seed=5, shots=3), strength=1.0, handed=h) for h in (False, True))
+    flips = []
+    for each in (free, handed):
+        raw = collate([each] * 30, PATCH, np.random.default_rng(0), Telling(partial=1.0))
+        batch, plain = prepare(raw, PATCH), raw.looks.flips[:, -1]
+        for row, flipped in enumerate(plain):
+            for name, before in (("labels", raw.labels[row, -1]), ("said", raw.said[row])):
+                assert torch.equal(getattr(batch, name)[row].long(), (before.flip(-1) if flipped else before).long())
+        assert torch.equal(decode(batch.target, batch.colours), torch.where(batch.labels == 255, 0, batch.labels))
+        flips.append(raw.looks.flips)
+    assert flips[0].float().mean() == pytest.approx(0.5, abs=0.15)
+    assert torch.equal(flips[1], flips[1][:, :1].expand(-1, 4)) and 0 < flips[1].float().mean() < 1
+
+
+def test_recolouring_is_that_of_single_images():
+    """By the definition: saturation around grey, contrast around the mean grey, then gain."""
+    looks = draw_looks(np.random.default_rng(1), 2, 1.0, handed=False)
+    looks = type(looks).stack([looks])
+    images = torch.randint(0, 256, (1, 2, 3, 4, 4), generator=torch.Generator().manual_seed(0)).float()
+    found = recolour(images, looks)
+    for view in range(2):
+        pixels = (looks.mix[0] @ images[0, view].flatten(1)) + looks.shift[0][:, None]
+        grey = torch.tensor([0.299, 0.587, 0.114]) @ pixels
+        pixels = grey + (pixels - grey) * looks.saturation[0, view]
+        pixels = (pixels - grey.mean()) * looks.contrast[0, view] + grey.mean()
+        expected = (pixels * looks.gain[0, view][:, None]).clamp(0, 255)
+        torch.testing.assert_close(found[0, view].flatten(1), expected)
+    still = draw_looks(np.random.default_rng(1), 2, 0.0, handed=False)
+    torch.testing.assert_close(recolour(images, type(still).stack([still])), images)
+
+
+def test_no_examples(episodes):
+    """Then every query has a prompt that names all that it is to paint."""
+    alone = [dataclasses.replace(e, images=e.images[-1:], labels=e.labels[-1:]) for e in episodes]
+    batch = make(alone, np.random.default_rng(0))
+    assert batch.example_images.shape == (3, 0, 3, *SIZE)
+    for said, labels in zip(batch.said, batch.labels, strict=True):
+        wanted = set(labels.unique().tolist()) - {0, 255}
+        assert wanted >= set(said.unique().tolist()) - {0, 255} != set()
+
+
+def test_parts_of_a_batch(episodes):
+    batch = make(episodes, np.random.default_rng(0))
+    parts = list(batch.split(2))
+    assert [len(part) for part in parts] == [2, 1] and parts[1].kinds == batch.kinds[2:]
+    assert torch.equal(torch.cat([part.target for part in parts]), batch.target)
+
+
+def test_unused_colours_are_never_found(episodes):
+    batch = make(episodes, np.random.default_rng(0))
+    black = BLACK[:, None, None].expand(3, 3, 16, 24) + 1e-4 * torch.randn(3, 3, 16, 24)
+    assert not decode(black, batch.colours).any()
+    assert torch.equal(decode(batch.target, batch.colours), torch.where(batch.labels == 255, 0, batch.labels))

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
-from small_sets import write_sets, write_sided
+from small_sets import write, write_sets, write_sided
 
 from incontext.training.augment import crop, jitter, random_box
 from incontext.training.episodes import SMALLEST, EpisodeSampler, Mixture
-from incontext.training.pack import pack_folders
+from incontext.training.pack import Traits
+from incontext.training.pack_writer import folder_items, pack_folders, write_pack
+from incontext.training.stitching import join_labels, stitch_view
+from incontext.training.superpixels import superpixels
 
 SIZE = (32, 48)
-ACROSS = {"views": 0.0, "pasted": 0.0, "rendered": 0.0}
+ACROSS = dict.fromkeys(("views", "pasted", "rendered", "frames", "segments", "stitched"), 0.0)
 SOURCES = {
     "across": ACROSS,
     "views": ACROSS | {"views": 1.0},
     "pasted": ACROSS | {"pasted": 1.0},
     "rendered": ACROSS | {"rendered": 1.0},
+    "segments": ACROSS | {"segments": 1.0},
+    "stitched": ACROSS | {"views": 0.3, "rendered": 0.2, "stitched": 1.0},
 }
 
 
@@ -43,7 +50,7 @@ def test_everything_asked_for_is_shown(pack, source, shots):
         assert episode.labels.shape == (shots + 1, *SIZE) and episode.labels.dtype == np.uint8
         *examples, query = map(shares, episode.labels)
         wanted = set(range(1, episode.count + 1))
-        assert 1 <= episode.count <= 6
+        assert 1 <= episode.count <= 8
         assert set().union(*examples, query) <= wanted
         for id in wanted:
             assert max(each.get(id, 0) for each in examples) >= SMALLEST
@@ -60,6 +67,8 @@ def test_where_episodes_come_from(pack):
         "views": {"kinds", "red", "bsds500_like"},
         "pasted": {"pasted"},
         "rendered": {"scenes"},
+        "segments": {"segments"},
+        "stitched": {"stitched"},
     }
     kinds = {source: {episode.kind for episode in episodes} for source, episodes in found.items()}
     assert kinds == {
@@ -67,6 +76,8 @@ def test_where_episodes_come_from(pack):
         "views": {"instance"},
         "pasted": {"instance"},
         "rendered": {"semantic"},
+        "segments": {"instance"},
+        "stitched": {"semantic", "instance"},
     }
 
 
@@ -149,7 +160,7 @@ def test_a_set_that_is_left_out_is_no_background_either(pack):
 
 def test_nothing_to_draw_from(pack):
     with pytest.raises(ValueError, match="no set with masks is left"):
-        EpisodeSampler(pack, Mixture({"kinds": 0, "red": 0, "bsds500_like": 0}))
+        EpisodeSampler(pack, Mixture({"kinds": 0, "red": 0, "bsds500_like": 0}, **ACROSS))
 
 
 def test_episodes_that_cannot_be(pack):
@@ -158,27 +169,84 @@ def test_episodes_that_cannot_be(pack):
         sampler.draw(np.random.default_rng(0), SIZE, shots=9)
 
 
-def mirrored(episode):
-    """For each view, whether class 1 lies right of class 2; None where one of them is out of sight."""
-    found = []
-    for labels in episode.labels:
-        columns = [np.nonzero(labels == id)[1] for id in (1, 2)]
-        found.append(columns[0].mean() > columns[1].mean() if all(c.size for c in columns) else None)
-    return found
-
-
 @pytest.mark.parametrize("source", ["across", "views"])
-def test_handed_sets_flip_together(source, tmp_path):
-    """Left and right are classes there: a flip of the query alone would contradict its example."""
-    sides = {}
+def test_sets_that_tell_left_from_right_are_known(source, tmp_path):
+    """By the names of well-known sets, or as they were packed."""
     for name in ("car_parts_train", "sided"):
         write_sided(tmp_path / name, name)
-        episodes = draw_many(pack_folders(tmp_path / name, tmp_path / f"{name}.pack"), 60, **SOURCES[source])
-        sides[name] = [found for found in map(mirrored, episodes) if None not in found]
-        assert len(sides[name]) > 10
-    assert all(first == second for first, second in sides["car_parts_train"])
-    assert {first for first, _ in sides["car_parts_train"]} == {True, False}  # but they flip
-    assert not all(first == second for first, second in sides["sided"])
+        pack = pack_folders(tmp_path / name, tmp_path / f"{name}.pack")
+        assert {episode.handed for episode in draw_many(pack, 5, **SOURCES[source])} == {name != "sided"}
+    items = folder_items(tmp_path / "sided")
+    pack = write_pack(items, tmp_path / "told.pack", traits={"sided": Traits(handed=True)})
+    assert all(episode.handed for episode in draw_many(pack, 5, **SOURCES[source]))
+
+
+@pytest.mark.parametrize("source", [name for name in SOURCES if name != "across"])
+def test_without_examples_the_query_alone_is_shown(pack, source):
+    for episode in draw_many(pack, 15, shots=0, **SOURCES[source]):
+        assert episode.images.shape == (1, *SIZE, 3)
+        assert set(shares(episode.labels)) == set(range(1, episode.count + 1)) or source in ("pasted", "stitched")
+        assert max(shares(episode.labels).values()) >= SMALLEST
+
+
+def test_frames_of_a_video_are_apart_in_time(tmp_path):
+    """Frame k of video v is all of the colour (k, v), object 1 + v in it."""
+    for video in range(2):
+        for frame in range(6):
+            folder = tmp_path / "clips" / str(video)
+            image = np.full((32, 48, 3), (40 * frame, 200 * video, 0), np.uint8)
+            labels = np.zeros((32, 48), np.uint8)
+            labels[8:24, 8:40] = 1 + video
+            write(folder / "frames" / f"{frame:05}.png", image)
+            write(folder / "masks" / f"{frame:05}.png", labels)
+    pack = write_pack(folder_items(tmp_path), tmp_path / "clips.pack", traits={"clips": Traits(segments=True)})
+    for episode in draw_many(pack, 15, shots=3, **ACROSS | {"frames": 1.0, "augment": False}):
+        colours = episode.images.reshape(4, -1, 3).astype(int).mean(1)
+        assert np.ptp(colours[:, 1]) < 10  # one video
+        assert np.diff(np.sort(colours[:, 0])).min() > 20  # four different frames
+        assert episode.kind == "instance" and episode.source == "clips"
+    assert EpisodeSampler(pack, Mixture({})).by_class == {}  # object 1 of two videos is not the same
+
+
+def test_stitched_views_show_several_contexts_under_one_colour_map():
+    rng = np.random.default_rng(0)
+    labels = [np.full((8, 12), value, np.uint8) for value in (1, 2, 255, 0)]
+    joined, total = join_labels(labels, (1, 2, 0, 3), largest=8)
+    assert total == 6 and [ids.max() for ids in joined] == [1, 3, 255, 0]
+    joined, total = join_labels(labels, (1, 2, 0, 3), largest=2)  # the second's id 2 is a third thing
+    assert total == 2 and [ids.max() for ids in joined] == [1, 0, 255, 0]
+    images = [np.full((8, 12, 3), 60 * k, np.uint8) for k in range(4)]
+    numbers = [np.full((8, 12), k, np.uint8) for k in range(4)]
+    for _ in range(10):
+        view, ids = stitch_view(rng, images, numbers, (2, 2), (16, 24))
+        assert set(np.unique(ids)) == {0, 1, 2, 3}
+        inner = [ids == k for k in range(4)]
+        assert all(abs(view[mask].mean() - 60 * k) < 12 for k, mask in enumerate(inner))
+
+
+def test_superpixels_are_connected_and_follow_edges():
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, 30:] = (200, 40, 40)
+    image[10:20, 5:15] = (40, 200, 40)
+    noise = np.random.default_rng(0).integers(0, 8, image.shape)
+    found = superpixels((image + noise).astype(np.uint8), scale=1.0, least=20)
+    assert np.array_equal(np.unique(found), np.arange(1, found.max() + 1))
+    assert found.max() < 12  # the three things, and strips along blurred edges
+    sizes = np.bincount(found.ravel())[1:]
+    assert list(sizes) == sorted(sizes, reverse=True)
+    truth = [np.s_[:, 33:], np.s_[25:, :27], np.s_[12:18, 7:13]]
+    assert [len(np.unique(found[part])) for part in truth] == [1, 1, 1]
+    assert len({int(found[part].flat[0]) for part in truth}) == 3
+    small = superpixels((image + noise).astype(np.uint8), scale=1.0, least=200)
+    assert np.bincount(small.ravel())[1:].min() >= 200
+
+
+def test_workers_get_a_sampler_without_its_bytes(pack):
+    sampler = EpisodeSampler(pack, Mixture({}))
+    sent = pickle.dumps(sampler)
+    assert len(sent) < pack.path.stat().st_size / 2
+    first, second = (each.draw(np.random.default_rng(3), SIZE) for each in (sampler, pickle.loads(sent)))
+    assert np.array_equal(first.images, second.images) and np.array_equal(first.labels, second.labels)
 
 
 def test_crops():
@@ -189,9 +257,9 @@ def test_crops():
         assert (right - left) * (bottom - top) <= 0.9 * 3200 + 1e-6
     image = rng.integers(0, 256, (40, 80, 3), np.uint8)
     ids = image[..., 0] // 64
-    view, (cut,) = crop(image, [ids], (10, 5, 50, 25), (20, 40), flip=True)
-    assert np.array_equal(view, image[5:25, 10:50][:, ::-1])  # same scale: nothing to interpolate
-    assert np.array_equal(cut, ids[5:25, 10:50][:, ::-1])
+    view, (cut,) = crop(image, [ids], (10, 5, 50, 25), (20, 40))
+    assert np.array_equal(view, image[5:25, 10:50])  # same scale: nothing to interpolate
+    assert np.array_equal(cut, ids[5:25, 10:50])
 
 
 def test_jitter():

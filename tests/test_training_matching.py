@@ -13,7 +13,7 @@ from torch import nn
 
 from incontext.image import normalise
 from incontext.model.seggpt import SegGPT
-from incontext.training.batches import collate
+from incontext.training.batches import collate, prepare
 from incontext.training.episodes import Episode
 from incontext.training.matching import MatchingLoss, start_as_similarity
 
@@ -37,8 +37,8 @@ def patchwork(shots=2, seed=0):
         matches.append([rng.choice(np.flatnonzero(labels[:-1].ravel() == label)) for label in labels[-1]])
         labels = labels.reshape(shots + 1, *GRID).repeat(PATCH, 1).repeat(PATCH, 2).astype(np.uint8)
         images = rng.integers(0, 256, (*labels.shape, 3), np.uint8)
-        episodes.append(Episode(images, labels, 3, "instance", "test"))
-    return collate(episodes, PATCH, rng), torch.tensor(np.array(matches))
+        episodes.append(Episode(images, labels, 3, "instance", "test", strength=0.0))
+    return prepare(collate(episodes, PATCH, rng), PATCH), torch.tensor(np.array(matches))
 
 
 def listen(model, query, examples):

@@ -9,7 +9,9 @@ from safetensors.numpy import save_file
 from small_sets import IGNORED, SIZE, write, write_sets
 
 from incontext.cli.main import main
-from incontext.training.pack import Pack, list_sets, pack_folders
+from incontext.training.pack import Pack
+from incontext.training.pack_writer import pack_folders
+from incontext.training.sources import list_sets
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_ids_come_out_as_they_went_in(root, pack):
                 assert np.array_equal(found, read(path))
         image = read(root / name / "images" / f"{stem}.png")
         assert record.image.dtype == np.uint8 and record.image.shape == image.shape
-        assert np.abs(record.image.astype(int) - image).mean() < 6  # JPEG; colour at half the resolution
+        assert np.abs(record.image.astype(int) - image).mean() < 6  # WebP; colour at half the resolution
 
 
 def test_sets_classes_and_instances(root, pack):
@@ -88,8 +90,8 @@ def test_an_image_without_its_mask_is_left_out(root, tmp_path):
     write_sets(tmp_path / "sets", count=3)
     (tmp_path / "sets" / "red" / "masks" / "1.png").unlink()
     found = list_sets(tmp_path / "sets")
-    assert [image.name for image, _, _ in found["red"]] == ["0.png", "2.png"]
-    assert [mask for _, mask, _ in found["bare"]] == [None] * 3
+    assert [item.image.name for item in found["red"]] == ["0.png", "2.png"]
+    assert [item.read(SIZE) for item in found["bare"]] == [(None, None)] * 3
 
 
 def test_frames_of_videos(tmp_path):
@@ -101,6 +103,7 @@ def test_frames_of_videos(tmp_path):
     pack = pack_folders(tmp_path, tmp_path / "clips.pack")
     assert [pack.name(index) for index in range(4)] == [f"clips/{v}-0000{n}" for v in "ab" for n in "01"]
     assert np.array_equal(pack[3].labels, labels)
+    assert [pack.video(index) for index in range(4)] == ["a", "a", "b", "b"]
 
 
 def test_a_photo_that_lies_on_its_side_fits_its_mask(tmp_path):
@@ -157,7 +160,7 @@ def test_folders_that_hold_no_sets(root, tmp_path):
         pack_folders(root, tmp_path / "out.pack", sets=["red", "blue"])
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "missing", root / "red" / "images" / "0.png"):
-        with pytest.raises(ValueError, match="expected folders SET/images/NAME.jpg"):
+        with pytest.raises(ValueError, match="expected (sets as SET/images|a folder of labelled sets)"):
             pack_folders(folder, tmp_path / "out.pack")
 
 

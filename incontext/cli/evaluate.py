@@ -1,10 +1,13 @@
-"""`incontext eval`: scores a model and the baselines on labelled folders."""
+"""`incontext eval`: scores a model, and baselines, against known masks; here on labelled folders."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from incontext.cli import evaluate_pixels, evaluate_risk, evaluate_video
+from incontext.cli.number_lists import number_list, positive, word_list
+from incontext.cli.progress import progress
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -21,20 +24,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     folders.add_argument("data", type=Path, metavar="DATA", help="a folder of sets, or one set")
     folders.add_argument(
         "--shots",
-        type=_numbers,
+        type=number_list,
         default=(1,),
         metavar="N,N",
         help="examples per query, such as 1,4,8 (default 1)",
     )
-    folders.add_argument("--sets", type=_words, metavar="NAME,NAME", help="only these sets (default: all)")
+    folders.add_argument("--sets", type=word_list, metavar="NAME,NAME", help="only these sets (default: all)")
     folders.add_argument(
         "--within",
-        type=_words,
+        type=word_list,
         metavar="NAME,NAME",
         help="sets whose ids mean nothing across images: one half is the example for the other; "
         "patterns are allowed (default bsds500*)",
     )
-    folders.add_argument("--limit", type=_positive, metavar="N", help="queries per set or video (default: all)")
+    folders.add_argument("--limit", type=positive, metavar="N", help="queries per set or video (default: all)")
     folders.add_argument("--seed", type=int, default=0, help="of the choice of examples (default 0)")
     folders.add_argument(
         "--model",
@@ -60,6 +63,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="write results.json, .csv, .md and a picture per set there",
     )
     folders.set_defaults(run=run)
+    evaluate_pixels.add_parsers(protocols)
+    evaluate_video.add_parsers(protocols)
+    evaluate_risk.add_risk_parser(protocols)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         ensemble=args.ensemble,
         baselines=not args.no_baselines,
         samples=args.samples if args.output else 0,
-        progress=_progress,
+        progress=lambda name, episodes, total: progress(episodes, name, total, "query"),
     )
     print(aligned(report))
     print("mIoU in percent; the number after a method's name is how many examples it saw")
@@ -99,13 +105,6 @@ def _predictors(models: list[str] | None, device: str) -> dict:
     short = [Path(model).stem for model in models]
     names = short if len(set(short)) == len(short) else models
     return {n: Predictor(load_model(m), device=device) for n, m in zip(names, models, strict=True)}
-
-
-def _progress(name: str, episodes, total: int | None):
-    from tqdm import tqdm
-
-    # disable=None: silent unless standard error is a terminal
-    return tqdm(episodes, desc=name, total=total, unit="query", disable=None, leave=False, file=sys.stderr)
 
 
 def _pictures(report, folder: Path) -> list[Path]:
@@ -129,21 +128,3 @@ def _pictures(report, folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.png")
         write_image(paths[-1], lay_out(sections, title=name, height=180))
     return paths
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"expected whole numbers from 1 on, such as 1,4,8; got {text!r}")
-    return numbers
-
-
-def _positive(text: str) -> int:
-    return _numbers(text)[0] if text.count(",") == 0 else _numbers("")[0]
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in (part.strip() for part in text.split(",")) if word]

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from incontext.cli.image_paths import Input
+    from incontext.labeling.inputs import Input
+    from incontext.prompt import Prompt
     from incontext.types import Example, Segmentation
 
 SHEET_RESULTS = 24
@@ -39,21 +40,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--example",
         nargs=2,
         action="append",
-        required=True,
+        default=[],
         metavar=("IMAGE", "MASK"),
         help="an image and its mask (ids, black and white, or colours); may be given several times",
+    )
+    parser.add_argument(
+        "--pack", action="append", default=[], metavar="PACK", help="a prompt pack, by name or file; as often as needed"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
     parser.add_argument(
         "--ensemble",
         choices=("feature", "spatial"),
-        default="feature",
-        help="of several examples: average what each tells (default), or lay all out in one grid (faster)",
+        help="of several examples: average what each tells (default, unless a pack says otherwise), or lay all out in "
+        "one grid (faster)",
     )
     parser.add_argument(
         "--tile",
-        type=_tile,
+        type=tile_side,
         metavar="PIXELS",
         help="cut larger images into tiles of this side; 'auto': where objects would be too small to be seen",
     )
@@ -64,12 +68,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--kind",
         choices=("instance", "semantic"),
-        default="instance",
-        help="what the ids are (default instance)",
+        help="what the ids are (default instance, unless a pack says otherwise)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16", "auto"),
+        default="fp32",
+        help="of the model's large matrices; auto: bf16 where the device is fast at it (default fp32)",
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images or tiles at once (default: 8; on a CPU 1)")
-    parser.add_argument("--names", type=_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
+    parser.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
     parser.set_defaults(run=run)
 
 
@@ -79,9 +88,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if arguments, examples or the model are wrong, or files would be lost.
     """
-    from incontext.cli.image_paths import find_images
+    from incontext.labeling.inputs import find_images
     from incontext.types import Example
 
+    if not args.example and not args.pack:
+        raise ValueError("expected --example or --pack, got neither; show what to find")
     shown = [Path(path).expanduser() for pair in args.example for path in pair]
     masks, overlays = args.output / "masks", args.output / "overlays"
     inputs = find_images(args.images, skip=[*shown[1::2], args.output / "sheet.png"], skip_folders=[masks, overlays])
@@ -96,10 +107,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--names: expected ids that the examples show ({ids}), got {sorted(unknown)}")
 
     from incontext.model.zoo import load_model
+    from incontext.pack.library import open_pack
     from incontext.predictor import Predictor
 
-    predictor = Predictor(load_model(args.model), device=args.device, kind=args.kind)
-    job = _Job(args, examples, inputs, predictor)
+    packs = [open_pack(each) for each in args.pack]
+    predictor = Predictor(load_model(args.model), device=args.device, precision=args.precision)
+    job = _Job(args, examples, predictor.prompt([*packs, *examples]), inputs, predictor)
     job.segment()
     print(job.summary())
     return 1 if job.failed else 0
@@ -109,9 +122,17 @@ class _Job:
     """One run of the command: segments here, writes in threads."""
 
     def __init__(
-        self, args: argparse.Namespace, examples: Sequence[Example], inputs: Sequence[Input], predictor: Any
+        self,
+        args: argparse.Namespace,
+        examples: Sequence[Example],
+        prompt: Prompt,
+        inputs: Sequence[Input],
+        predictor: Any,
     ) -> None:
-        self.args, self.examples, self.inputs, self.predictor = args, examples, inputs, predictor
+        self.args, self.examples, self.prompt = args, examples, prompt
+        self.inputs, self.predictor = inputs, predictor
+        self.ensemble = args.ensemble or prompt.ensemble or "feature"
+        self.kind = args.kind or prompt.kind or "instance"
         self.batch_size = args.batch_size
         if self.batch_size is None:
             self.batch_size = 1 if predictor.device.type == "cpu" else 8
@@ -141,8 +162,9 @@ class _Job:
         args = self.args
         results = self.predictor.predict_many(
             [each.path for each in self.inputs],
-            self.examples,
-            ensemble=args.ensemble,
+            self.prompt,
+            ensemble=self.ensemble,
+            kind=self.kind,
             flip=args.flip,
             tile=args.tile,
             overlap=args.overlap,
@@ -227,19 +249,21 @@ class _Job:
 
         args = self.args
         self._share_out_time()
-        names = {str(id): name for example in self.examples for id, name in example.names.items()}
+        names = {str(id): name for id, name in self.prompt.names.items()}
         report = {
             "model": args.model,
             "device": str(self.predictor.device),
             "settings": {
-                "ensemble": args.ensemble,
+                "ensemble": self.ensemble,
                 "flip": args.flip,
-                "kind": args.kind,
+                "kind": self.kind,
                 "tile": args.tile,
                 "overlap": args.overlap,
                 "batch_size": self.batch_size,
+                "precision": args.precision,
             },
             "names": names,
+            "packs": args.pack,
             "examples": [
                 {"image": image, "mask": mask, "ids": list(example.ids)}
                 for (image, mask), example in zip(args.example, self.examples, strict=True)
@@ -293,7 +317,8 @@ def _shrink(image: np.ndarray, result: Segmentation) -> tuple[np.ndarray, Segmen
     return resize_image(image, size), Segmentation(*parts, result.scores, result.names)
 
 
-def _tile(text: str) -> int | str:
+def tile_side(text: str) -> int | str:
+    """An argument: pixels, or "auto"."""
     if text == "auto":
         return text
     try:
@@ -302,7 +327,8 @@ def _tile(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"expected a number of pixels or 'auto', got {text!r}") from None
 
 
-def _names(text: str) -> dict[int, str]:
+def class_names(text: str) -> dict[int, str]:
+    """An argument: 1=NAME,2=NAME."""
     names = {}
     for part in text.split(","):
         id, _, name = (piece.strip() for piece in part.partition("="))

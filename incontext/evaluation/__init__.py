@@ -4,7 +4,7 @@ from incontext.evaluation.baselines import BASELINES, CopyBaseline, NearestBasel
 from incontext.evaluation.episodes import Episode, across_images, first_frame, rendered, within_image
 from incontext.evaluation.folders import Report, Sample, Score, evaluate_folders, score_episodes
 from incontext.evaluation.metrics import Tally, iou
-from incontext.evaluation.sets import ImageSet, Item, SetError, VideoSet, find_sets
+from incontext.labelled_folders import ImageSet, Item, SetError, VideoSet, find_sets
 
 __all__ = [
     "BASELINES",

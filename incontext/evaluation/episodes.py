@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from incontext.evaluation.sets import ImageSet, Item, SetError, VideoSet
+from incontext.labelled_folders import ImageSet, Item, SetError, VideoSet
 from incontext.scenes import TASKS, render_scene, task_labels
 from incontext.types import IGNORE, Example
 
@@ -73,7 +73,7 @@ def across_images(source: ImageSet, shots: int, *, seed: int = 0, limit: int | N
     items = [item for item in source.items if item.ids]
     if len(items) < 2:
         raise SetError(f"{source.name}: expected at least two images with labelled objects; got {len(items)}")
-    for query in _spread(items, limit):
+    for query in spread(items, limit):
         order = _preference(query, items, _generator(seed, source.name, query.name))
         ids = set(order[0].ids)
         telling = [item for item in order if ids & set(item.ids)][:shots]
@@ -98,8 +98,8 @@ def _preference(query: Item, items: list[Item], generator: np.random.Generator) 
 def within_image(source: ImageSet, *, seed: int = 0, limit: int | None = None) -> Iterator[Episode]:
     """Episodes whose example is the other half of the query's image; images without a shared segment are
     skipped."""
-    for item in _spread(list(source.items), limit):
-        image, labels = _open(item)
+    for item in spread(list(source.items), limit):
+        image, labels = item.open_pair()
         generator = _generator(seed, source.name, item.name)
         height, width = labels.shape
         cuts = [
@@ -140,12 +140,12 @@ def _shared_segments(first: np.ndarray, second: np.ndarray) -> dict[int, float]:
 def first_frame(source: VideoSet, *, limit: int | None = None) -> Iterator[Episode]:
     """Episodes whose example is the first frame of the query's video; `limit` counts frames per video."""
     for video, frames in source.videos:
-        image, labels = _open(frames[0])
+        image, labels = frames[0].open_pair()
         ids = tuple(int(i) for i in np.unique(labels) if i > 0)
         if not ids:
             continue
         shown = Example(image, labels, names=_named(source.names, set(ids)))
-        for frame in _spread(list(frames[1:]), limit):
+        for frame in spread(list(frames[1:]), limit):
             yield Episode(f"{video}/{frame.name}", *_only(frame, set(ids)), (shown,), ids, group=video)
 
 
@@ -175,8 +175,8 @@ def rendered(
         yield Episode(f"{task} {number}", image, truth, examples, ids)
 
 
-def _spread(items: list, limit: int | None) -> list:
-    """At most `limit` of the items, evenly spaced."""
+def spread(items: list, limit: int | None) -> list:
+    """At most `limit` of the items, evenly spaced; all of them where it is None."""
     if limit is None or limit >= len(items):
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
@@ -191,14 +191,7 @@ def _named(names: dict[int, str], ids: set[int]) -> dict[int, str]:
     return {id: names[id] for id in sorted(ids) if id in names}
 
 
-def _open(item: Item) -> tuple[np.ndarray, np.ndarray]:
-    image, labels = item.open_image(), item.open_labels()
-    if image.shape[:2] != labels.shape:
-        raise SetError(f"{item.mask}: expected the image's size (H, W) {image.shape[:2]}; got {labels.shape}")
-    return image, labels
-
-
 def _only(item: Item, ids: set[int]) -> tuple[np.ndarray, np.ndarray]:
     """Image and labels, ids that are not asked for turned to background."""
-    image, labels = _open(item)
+    image, labels = item.open_pair()
     return image, np.where(np.isin(labels, [IGNORE, *ids]), labels, 0)

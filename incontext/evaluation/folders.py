@@ -13,7 +13,7 @@ from typing import Protocol
 from incontext.evaluation.baselines import BASELINES
 from incontext.evaluation.episodes import Episode, across_images, first_frame, within_image
 from incontext.evaluation.metrics import Tally
-from incontext.evaluation.sets import ImageSet, VideoSet, find_sets
+from incontext.labelled_folders import ImageSet, VideoSet, find_sets
 from incontext.types import Example, Segmentation
 
 WITHIN = ("bsds500*",)
@@ -103,7 +103,7 @@ def evaluate_folders(
     samples: int = 0,
     progress: Callable[[str, Iterator[Episode], int | None], Iterator[Episode]] | None = None,
 ) -> Report:
-    """Evaluates on folders laid out as `incontext.evaluation.sets` says, by the protocols of `.episodes`.
+    """Evaluates on folders laid out as `incontext.labelled_folders` says, by the protocols of `.episodes`.
 
     Args:
         data: a folder of sets, or one set.

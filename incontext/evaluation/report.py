@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 from pathlib import Path
 
-from incontext.atomic import replacing
+from incontext.evaluation import tables
 from incontext.evaluation.folders import Report, Score
 
 _PROTOCOLS = {
@@ -29,14 +27,14 @@ def table(report: Report) -> list[list[str]]:
         by_place.setdefault(s.set, {})[s.method, s.shots] = s
     for name, scores in by_place.items():
         first = next(iter(scores.values()))
-        cells = [_percent(scores[c].miou if c in scores else math.nan) for c in columns]
+        cells = [tables.percent(scores[c].miou if c in scores else math.nan) for c in columns]
         rows.append([name, _PROTOCOLS.get(first.protocol, first.protocol), str(first.queries), *cells])
     protocols = [next(iter(scores.values())).protocol for scores in by_place.values()]
     if protocols.count("across") > 1 and set(protocols) != {"across"}:
-        means = (_percent(report.mean(*c, protocol="across")) for c in columns)
+        means = (tables.percent(report.mean(*c, protocol="across")) for c in columns)
         rows.append(["mean", _PROTOCOLS["across"], "", *means])
     if len(by_place) > 1:
-        rows.append(["mean", "all sets", "", *(_percent(report.mean(*c)) for c in columns)])
+        rows.append(["mean", "all sets", "", *(tables.percent(report.mean(*c)) for c in columns)])
     return rows
 
 
@@ -49,26 +47,12 @@ def _columns(report: Report) -> list[tuple[str, int]]:
 def aligned(report: Report) -> str:
     """The table for a terminal; the number after a method's name is its shots."""
     rows = table(report)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    def line(row: list[str]) -> str:
-        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        return "  ".join(cells).rstrip()
-
-    rule = "-" * len(line(rows[0]))
-    body = [line(row) for row in rows[1:]]
-    means = sum(row[0] == "mean" for row in rows)
-    if means:
-        body.insert(-means, rule)
-    return "\n".join([line(rows[0]), rule, *body])
+    return tables.align(rows, text=2, means=sum(row[0] == "mean" for row in rows))
 
 
 def markdown(report: Report) -> str:
     """The table for a model card."""
-    header, *rows = table(report)
-    marks = ["---", "---", *["---:"] * (len(header) - 2)]
-    lines = ["| " + " | ".join(row) + " |" for row in [header, marks, *rows]]
-    return "\n".join(lines) + "\n"
+    return tables.markdown(table(report), text=2)
 
 
 def save(report: Report, folder: str | Path) -> list[Path]:
@@ -81,50 +65,34 @@ def save(report: Report, folder: str | Path) -> list[Path]:
     Returns:
         The paths. Each file is replaced as a whole or not at all.
     """
-    folder = Path(folder)
     whole = {
         "settings": report.settings,
         "mean": [
             {
                 "method": m,
                 "shots": k,
-                "all_sets": _number(report.mean(m, k)),
-                "other_images": _number(report.mean(m, k, "across")),
+                "all_sets": tables.number(report.mean(m, k)),
+                "other_images": tables.number(report.mean(m, k, "across")),
             }
             for m, k in _columns(report)
         ],
         "scores": [_plain(s) for s in report.scores],
     }
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["set", "protocol", "method", "shots", "queries", "miou", "image_mean", "seconds"])
+    lines = [["set", "protocol", "method", "shots", "queries", "miou", "image_mean", "seconds"]]
     for s in report.scores:
         numbers = (f"{v:.5f}" if not math.isnan(v) else "" for v in (s.miou, s.image_mean, s.seconds))
-        writer.writerow([s.set, s.protocol, s.method, s.shots, s.queries, *numbers])
+        lines.append([s.set, s.protocol, s.method, str(s.shots), str(s.queries), *numbers])
     contents = {
         "results.json": json.dumps(whole, indent=1) + "\n",
-        "results.csv": lines.getvalue(),
+        "results.csv": tables.comma_separated(lines),
         "results.md": markdown(report),
     }
-    paths = [folder / name for name in contents]
-    for path, text in zip(paths, contents.values(), strict=True):
-        with replacing(path) as draft:
-            draft.write_text(text, encoding="utf-8")
-    return paths
+    return tables.write_texts(Path(folder), contents)
 
 
 def _plain(score: Score) -> dict[str, object]:
     plain = dataclasses.asdict(score)
     for name in ("miou", "image_mean", "seconds"):
-        plain[name] = _number(plain[name])
-    plain["parts"] = {part: _number(v) for part, v in score.parts.items()}
+        plain[name] = tables.number(plain[name])
+    plain["parts"] = {part: tables.number(v) for part, v in score.parts.items()}
     return plain
-
-
-def _number(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(value) else round(value, 5)
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"

@@ -32,6 +32,7 @@ class SegGPTConfig:
             from 0 at the first block.
         loss_beta: transition point of the smooth-L1 loss, in normalised colour space.
         ids_per_pass: how many objects the weights separate well in one pass. Predictors split larger sets.
+        refine: whether predictors fit results to the edges of the query, unless they are told otherwise.
 
     Raises:
         ValueError: if the fields contradict each other.
@@ -53,6 +54,7 @@ class SegGPTConfig:
     stochastic_depth: float = 0.1
     loss_beta: float = 0.01
     ids_per_pass: int = 10
+    refine: bool = False
 
     def __post_init__(self) -> None:
         for name in ("image_size", "tap_layers", "pretrain_grid"):
@@ -121,7 +123,7 @@ PRESETS: dict[str, SegGPTConfig] = {
     "seggpt-vit-large": SegGPTConfig(),
     # The bundled model: small enough for a CPU, cacheable prompts.
     "small": SegGPTConfig(
-        image_size=(96, 96),
+        image_size=(128, 128),
         patch_size=8,
         width=192,
         depth=8,
@@ -133,7 +135,8 @@ PRESETS: dict[str, SegGPTConfig] = {
         relative_position=False,
         examples_attend_query=False,
         stochastic_depth=0.0,
-        ids_per_pass=6,
+        ids_per_pass=1,
+        refine=True,
     ),
     # For tests: every mechanism of the published model, in miniature.
     "tiny": SegGPTConfig(

@@ -1,4 +1,4 @@
-"""The parts of a SegGPT block: patch embedding, attention with relative position, MLP, block.
+"""The parts of a SegGPT block: patch embedding, MLP, and the block around them and `incontext.model.attention`.
 
 Shapes in comments: b rows of the batch (queries, times two while the streams are apart), n examples, l tokens of one
 half, a heads, d channels of a head.
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from incontext.model.attention import Attention, join_heads, runs_fused
 from incontext.model.config import SegGPTConfig
 
 
@@ -34,72 +35,6 @@ class PatchEmbed(nn.Module):
         lead = images.shape[:-3]
         tokens = self.proj(images.flatten(0, -4) if len(lead) > 1 else images)
         return rearrange(tokens, "b c h w -> b (h w) c").unflatten(0, lead)
-
-
-class Attention(nn.Module):
-    """Multi-head attention on the canvas, with the decomposed relative position bias of MViTv2 (arXiv 2112.01526).
-
-    The bias is q . R_h[i - j] + q . R_w[i - j] with the unscaled q, as in the published weights.
-    """
-
-    def __init__(self, config: SegGPTConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
-        if config.relative_position:
-            (h, w), head_dim = config.grid, config.width // config.heads
-            self.rel_pos_h = nn.Parameter(torch.zeros(2 * (2 * h) - 1, head_dim))
-            self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, head_dim))
-        else:
-            self.rel_pos_h = self.rel_pos_w = None
-
-    def split_heads(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Projects tokens (..., l, D) to query, key and value, each (..., a, l, d)."""
-        return rearrange(self.qkv(tokens), "... l (three a d) -> three ... a l d", three=3, a=self.heads).unbind(0)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int], rows: slice) -> Tensor:
-        """Attention of tokens in some rows of a canvas to all tokens of another set of whole canvas rows.
-
-        Args:
-            query: (b, a, lq, d), the tokens of the canvas rows `rows`.
-            key, value: (b, a, lk, d). lk tokens are whole rows, the last of which is the last that both sets share:
-                an example's own rows (rows 0..h), the whole canvas (0..2h), or the query's own rows (h..2h).
-            grid: (h, w), patches of one half of the canvas.
-            rows: canvas rows of the tokens in `query`.
-
-        Returns:
-            (b, lq, D), before the output projection.
-        """
-        bias = None
-        if self.rel_pos_h is not None:
-            stop = rows.stop  # the keys end where the queries end
-            key_rows = torch.arange(stop - key.shape[-2] // grid[1], stop, device=query.device)
-            query_rows = torch.arange(rows.start, rows.stop, device=query.device)
-            bias = self._relative_position_bias(query, grid, query_rows, key_rows)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return rearrange(mixed, "b a l d -> b l (a d)")
-
-    def _relative_position_bias(
-        self, query: Tensor, grid: tuple[int, int], query_rows: Tensor, key_rows: Tensor
-    ) -> Tensor:
-        """Returns the bias (b, a, lq, lk) that the position of each pair of tokens adds to its score."""
-        h, w = grid
-        columns = torch.arange(w, device=query.device)
-        table_h = _resize_table(self.rel_pos_h, 2 * (2 * h) - 1)[query_rows[:, None] - key_rows + 2 * h - 1]
-        table_w = _resize_table(self.rel_pos_w, 2 * w - 1)[columns[:, None] - columns + w - 1]
-        query = rearrange(query, "b a (h w) d -> b a h w d", w=w)
-        bias_h = torch.einsum("b a h w d, h k d -> b a h w k", query, table_h)
-        bias_w = torch.einsum("b a h w d, w k d -> b a h w k", query, table_w)
-        return rearrange(bias_h[..., :, None] + bias_w[..., None, :], "b a h w i j -> b a (h w) (i j)")
-
-
-def _resize_table(table: Tensor, length: int) -> Tensor:
-    """Linearly resizes a relative position table (rows, d) to another canvas size, as ViTDet does."""
-    if table.shape[0] == length:
-        return table
-    resized = F.interpolate(rearrange(table, "l d -> 1 d l"), size=length, mode="linear", align_corners=False)
-    return rearrange(resized, "1 d l -> l d")
 
 
 class Mlp(nn.Module):
@@ -131,25 +66,28 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
         self.drop = drop
 
-    def forward(self, query: Tensor, examples: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, query: Tensor, examples: Tensor, grid: tuple[int, int], *, border_only: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Both halves attend to the whole canvas, as in the published model.
 
         Args:
             query: (b, l, D).
             examples: (b, n, l, D), n >= 1.
             grid: (h, w), patches of one half.
+            border_only: compute no more of the examples than their last row: of the last block nothing else is used.
 
         Returns:
-            The two, updated.
+            The two, updated: (b, l, D) and (b, n, l or w, D).
         """
-        n, (h, _) = examples.shape[1], grid
-        parts_query = self.attn.split_heads(self.norm1(query))
-        parts_examples = self.attn.split_heads(self.norm1(examples))
-        canvas = [_stack_canvas(e, q) for e, q in zip(parts_examples, parts_query, strict=True)]
-        mixed = self.attn.attend(*canvas, grid, slice(0, 2 * h))
-        mixed_examples, mixed_query = rearrange(mixed, "(b n) (two l) c -> two b n l c", n=n, two=2)
-        attended = self.attn.proj(mixed_query.mean(1)), self.attn.proj(mixed_examples)
-        return self._finish((query, examples), attended)
+        own = self.attn.split_heads(self.norm1(query))
+        shown = self.attn.split_heads(self.norm1(examples))
+        if border_only:
+            examples = examples[:, :, -grid[1] :]
+            shown = (shown[0][..., -grid[1] :, :], *shown[1:])
+        mix = self._mix_apart if examples.shape[1] > 1 and runs_fused(own[0]) else self._mix_canvases
+        mixed_query, mixed_examples = mix(own, shown, grid)
+        return self._finish((query, examples), (self.attn.proj(mixed_query), self.attn.proj(mixed_examples)))
 
     def encode_examples(self, examples: Tensor, grid: tuple[int, int]) -> tuple[Tensor, KeyValue]:
         """The examples attend to themselves only; their keys and values are kept for the query.
@@ -161,9 +99,9 @@ class Block(nn.Module):
         Returns:
             The examples, updated, and what `decode_query` needs of them.
         """
-        n, (h, _) = examples.shape[1], grid
+        n, rows = examples.shape[1], slice(0, grid[0])
         query, key, value = self.attn.split_heads(self.norm1(examples))
-        mixed = self.attn.attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), grid, slice(0, h))
+        mixed = self.attn.attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), grid, rows, rows)
         (examples,) = self._finish((examples,), (self.attn.proj(mixed.unflatten(0, (-1, n))),))
         return examples, KeyValue(key, value)
 
@@ -179,17 +117,62 @@ class Block(nn.Module):
             The query, updated.
         """
         h, _ = grid
-        own = self.attn.split_heads(self.norm1(query))
+        own, rows = self.attn.split_heads(self.norm1(query)), slice(h, 2 * h)
         if examples is None:
-            mixed = self.attn.attend(*own, grid, slice(h, 2 * h))
+            mixed = self.attn.attend(*own, grid, rows, rows)
+        elif examples.key.shape[1] > 1 and runs_fused(own[0]):
+            mixed = self._mix_query(own, *(kept.to(own[0].dtype) for kept in examples), grid)
         else:
             n = examples.key.shape[1]
             key, value = _stack_canvas(examples.key, own[1]), _stack_canvas(examples.value, own[2])
-            rows = repeat(own[0], "b a l d -> (b n) a l d", n=n)
-            mixed = self.attn.attend(rows, key, value, grid, slice(h, 2 * h))
+            spread = repeat(own[0], "b a l d -> (b n) a l d", n=n)
+            mixed = self.attn.attend(spread, key, value, grid, rows, slice(0, 2 * h))
             mixed = rearrange(mixed, "(b n) l c -> b n l c", n=n).mean(1)
         (query,) = self._finish((query,), (self.attn.proj(mixed),))
         return query
+
+    def _mix_canvases(
+        self, own: tuple[Tensor, ...], shown: tuple[Tensor, ...], grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Attention within whole canvases, the query's half averaged over them.
+
+        Args:
+            own: query, key and value of the query's half, each (b, a, l, d).
+            shown: those of the examples, each (b, n, a, l, d); the query may have their last rows alone.
+            grid: (h, w).
+
+        Returns:
+            (b, l, D) for the query, (b, n, l, D) for the examples' rows in `shown`, before the output projection.
+        """
+        h, w = grid
+        n, start = shown[0].shape[1], h - shown[0].shape[-2] // w
+        canvas = [_stack_canvas(e, q) for e, q in zip(shown, own, strict=True)]
+        mixed = self.attn.attend(*canvas, grid, slice(start, 2 * h), slice(0, 2 * h))
+        mixed = rearrange(mixed, "(b n) l c -> b n l c", n=n)
+        return mixed[:, :, (h - start) * w :].mean(1), mixed[:, :, : (h - start) * w]
+
+    def _mix_apart(
+        self, own: tuple[Tensor, ...], shown: tuple[Tensor, ...], grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """The same as `_mix_canvases`, of parts: the query's attention to itself is computed once for all canvases."""
+        h, w = grid
+        n, start = shown[0].shape[1], h - shown[0].shape[-2] // w
+        rows, above, below = slice(start, h), slice(0, h), slice(h, 2 * h)
+        query, key, value = (each.flatten(0, 1) for each in shown)
+        own_key, own_value = (_spread(each, n) for each in own[1:])
+        to_examples = self.attn.mix(query, key, value, grid, rows, above)
+        to_query = self.attn.mix(query, own_key, own_value, grid, rows, below)
+        mixed_examples = join_heads(to_examples.merge(to_query)).unflatten(0, (-1, n))
+        return self._mix_query(own, shown[1], shown[2], grid), mixed_examples
+
+    def _mix_query(self, own: tuple[Tensor, ...], key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The query's attention to itself, once, and to each example (b, n, a, l, d), averaged: (b, l, D)."""
+        h, _ = grid
+        n, above, below = key.shape[1], slice(0, h), slice(h, 2 * h)
+        to_itself = self.attn.mix(*own, grid, below, below)
+        to_itself = type(to_itself)(*(_spread(each, n) for each in to_itself))
+        to_examples = self.attn.mix(_spread(own[0], n), key.flatten(0, 1), value.flatten(0, 1), grid, below, above)
+        return join_heads(to_examples.merge(to_itself)).unflatten(0, (-1, n)).mean(1)
 
     def _finish(self, halves: tuple[Tensor, ...], attended: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Both residual branches, given the attention output of each half of the canvas."""
@@ -213,4 +196,9 @@ def _scale(branch: Tensor, keep: Tensor | None) -> Tensor:
 def _stack_canvas(examples: Tensor, query: Tensor) -> Tensor:
     """Stacks each example (b, n, a, l, d) above its query (b, a, l, d): ((b n), a, 2l, d)."""
     query = repeat(query, "b a l d -> b n a l d", n=examples.shape[1])
-    return torch.cat((examples, query), dim=-2).flatten(0, 1)
+    return torch.cat((examples.to(query.dtype), query), dim=-2).flatten(0, 1)
+
+
+def _spread(tokens: Tensor, count: int) -> Tensor:
+    """(b, ...) to ((b n), ...), without a copy where b is 1."""
+    return tokens[:, None].expand(-1, count, *[-1] * (tokens.ndim - 1)).flatten(0, 1)

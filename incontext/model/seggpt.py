@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,57 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from incontext.model.config import SegGPTConfig
 from incontext.model.layers import Block, KeyValue, PatchEmbed
+from incontext.model.prompt_cache import PromptCache, TargetStream
 
 KINDS = ("instance", "semantic")
-
-
-@dataclass(frozen=True)
-class PromptCache:
-    """What a query needs to know of its examples, for models whose examples do not attend to the query.
-
-    Attributes:
-        layers: for every block the examples' keys and values, each (b, N, heads, L, d). Up to `merge_layer` b is 2B,
-            the image streams before the target streams; after it b is B.
-        border: (B, w, taps * D), the head's input for the last patch row of the first example, which the head's 3x3
-            convolution lets the query's first pixel row see. None when there are no examples.
-        grid: (h, w), patches of one half of the canvas.
-        kind: the type token that the examples were encoded with.
-    """
-
-    layers: tuple[KeyValue, ...]
-    border: Tensor
-    grid: tuple[int, int]
-    kind: str | tuple[str, ...]
-
-    @property
-    def batch_size(self) -> int:
-        """B: 1, to serve any number of queries, or one prompt for each query."""
-        return self.border.shape[0]
-
-    def expand(self, batch_size: int) -> PromptCache:
-        """Returns the cache of one prompt as that of `batch_size` queries that share it.
-
-        Raises:
-            ValueError: if the cache holds another number of prompts than 1 or `batch_size`.
-        """
-        if self.batch_size == batch_size:
-            return self
-        if self.batch_size != 1:
-            raise ValueError(
-                f"the prompt cache holds {self.batch_size} prompts for {batch_size} queries; give one prompt for all, "
-                "or one for each query"
-            )
-
-        def spread(kept: Tensor) -> Tensor:
-            return (
-                kept.repeat_interleave(batch_size, dim=0)
-                if kept.shape[0] > 1
-                else kept.expand(batch_size, *kept.shape[1:])
-            )
-
-        layers = tuple(KeyValue(spread(layer.key), spread(layer.value)) for layer in self.layers)
-        kind = self.kind if isinstance(self.kind, str) else self.kind * batch_size
-        return PromptCache(layers, spread(self.border), self.grid, kind)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -125,6 +76,7 @@ class SegGPT(nn.Module):
         query_target: Tensor | None = None,
         hidden: Tensor | None = None,
         kind: str | Sequence[str] = "instance",
+        target_stream: TargetStream | None = None,
     ) -> Tensor:
         """Paints the queries as their examples are painted. All images are RGB in ImageNet-normalised space.
 
@@ -135,6 +87,8 @@ class SegGPT(nn.Module):
             query_target: (B, 3, H, W), what is already painted on the query. Only its visible patches are read.
             hidden: (B, h * w) bool, True for the patches of the query that are to be painted. All, by default.
             kind: "instance" or "semantic", one for all or one for each query.
+            target_stream: from `encode_targets` with these examples and this kind. It saves time where the queries
+                are hidden whole (no `hidden`), and is not used elsewhere.
 
         Returns:
             The painting, (B, 3, H, W).
@@ -152,23 +106,58 @@ class SegGPT(nn.Module):
             return self._paint(self._embed_query(query, query_target, hidden, kind), None, grid)
         self._check_examples(query, example_images, example_targets)
         if not self.config.examples_attend_query:
-            cache = self.encode_prompt(example_images, example_targets, kind=kind)
+            cache = self.encode_prompt(example_images, example_targets, kind=kind, keep_target=hidden is None)
             return self.forward_cached(query, cache, query_target=query_target, hidden=hidden)
 
-        query_tokens = self._embed_query(query, query_target, hidden, kind)
-        examples = self._embed_examples(example_images, example_targets, kind)
+        kept = target_stream if hidden is None else None
+        if kept is not None:
+            self._check_stream(kept, example_images, grid, kind)
+            query_tokens = self._embed_query_images(query, kind)
+            examples = self._embed_examples(example_images, kind, self.segment_token_x)
+        else:
+            query_tokens = self._embed_query(query, query_target, hidden, kind)
+            examples = self._embed_pairs(example_images, example_targets, kind)
         taps, borders = [], []
         for index, block in enumerate(self.blocks):
-            query_tokens, examples = self._run(block, query_tokens, examples, grid)
+            last = index == self.config.depth - 1 and not torch.is_grad_enabled()
+            options = {"border_only": True} if last else {}
+            query_tokens, examples = self._run(block, query_tokens, examples, grid, **options)
             if index == self.config.merge_layer:
-                query_tokens, examples = _merge_streams(query_tokens), _merge_streams(examples)
+                query_tokens = _merge_streams(query_tokens, kept and kept.query)
+                examples = _merge_streams(examples, kept and kept.examples)
             if index in self.config.tap_layers:
                 taps.append(self.norm(query_tokens))
                 borders.append(self.norm(examples[:, 0, -grid[1] :]))
         return self._decode(torch.cat(taps, -1), torch.cat(borders, -1), grid)
 
-    def encode_prompt(
+    def encode_targets(
         self, example_images: Tensor, example_targets: Tensor, *, kind: str | Sequence[str] = "instance"
+    ) -> TargetStream:
+        """Computes once what does not depend on the query though its examples attend to it: the target stream.
+
+        Args:
+            example_images: (B, N, 3, H, W), normalised; B is 1 for a prompt that all queries share. N >= 1.
+            example_targets: (B, N, 3, H, W).
+            kind: as in `forward`.
+
+        Returns:
+            What `forward` takes beside the same examples, for queries that are hidden whole.
+        """
+        _check_pairs(example_images, example_targets)
+        grid = self._grid(example_images)
+        query = self._embed_query_targets(example_images[:, 0], None, None, kind)
+        examples = self._embed_examples(example_targets, kind, self.segment_token_y)
+        for block in self.blocks[: self.config.merge_layer + 1]:
+            query, examples = self._run(block, query, examples, grid)
+        return TargetStream(query, examples, grid, kind if isinstance(kind, str) else tuple(kind))
+
+    def encode_prompt(
+        self,
+        example_images: Tensor,
+        example_targets: Tensor,
+        *,
+        kind: str | Sequence[str] = "instance",
+        keep_target: bool = True,
     ) -> PromptCache:
         """Computes once what queries need of their examples.
 
@@ -176,6 +165,7 @@ class SegGPT(nn.Module):
             example_images: (B, N, 3, H, W), normalised; B is 1 for a prompt that all queries share. N >= 1.
             example_targets: (B, N, 3, H, W).
             kind: as in `forward`.
+            keep_target: compute what queries that are hidden whole share, too; without, each of them computes it.
 
         Returns:
             A cache for `forward_cached`.
@@ -188,24 +178,22 @@ class SegGPT(nn.Module):
                 "this model's examples attend to the query, so their keys and values change with every query; "
                 "call the model with the examples instead"
             )
-        fits = example_images.shape == example_targets.shape and example_images.ndim == 5
-        if not fits or example_images.shape[1] == 0 or example_images.shape[2] != 3:
-            raise ValueError(
-                "example_images and example_targets must both be (B, N, 3, H, W) with N of 1 or more, got "
-                f"{tuple(example_images.shape)} and {tuple(example_targets.shape)}"
-            )
+        _check_pairs(example_images, example_targets)
         grid = self._grid(example_images)
-        examples = self._embed_examples(example_images, example_targets, kind)
+        examples = self._embed_pairs(example_images, example_targets, kind)
+        target = self._embed_query_targets(example_images[:, 0], None, None, kind) if keep_target else None
         layers, borders = [], []
         for index, block in enumerate(self.blocks):
             examples, kept = self._run(block.encode_examples, examples, grid)
             layers.append(kept)
+            if target is not None and index <= self.config.merge_layer:
+                target = self._run(block.decode_query, target, KeyValue(*(each.chunk(2)[1] for each in kept)), grid)
             if index == self.config.merge_layer:
                 examples = _merge_streams(examples)
             if index in self.config.tap_layers:
                 borders.append(self.norm(examples[:, 0, -grid[1] :]))
         kind = kind if isinstance(kind, str) else tuple(kind)
-        return PromptCache(tuple(layers), torch.cat(borders, -1), grid, kind)
+        return PromptCache(tuple(layers), torch.cat(borders, -1), grid, kind, target)
 
     def forward_cached(
         self,
@@ -232,44 +220,71 @@ class SegGPT(nn.Module):
                 f"{tuple(side * self.config.patch_size for side in cache.grid)} pixels"
             )
         cache = cache.expand(query.shape[0])
+        if hidden is None and cache.target is not None:
+            return self._paint(self._embed_query_images(query, cache.kind), cache, grid, cache.target)
         return self._paint(self._embed_query(query, query_target, hidden, cache.kind), cache, grid)
 
-    def _paint(self, query: Tensor, cache: PromptCache | None, grid: tuple[int, int]) -> Tensor:
-        """Runs embedded query tokens (2B, l, D) through blocks and head, beside a prompt or alone."""
+    def _paint(
+        self, query: Tensor, cache: PromptCache | None, grid: tuple[int, int], target: Tensor | None = None
+    ) -> Tensor:
+        """Runs embedded query tokens through blocks and head, beside a prompt or alone.
+
+        The tokens are both streams, (2B, l, D), or the image stream alone where `target` has the other one, merged.
+        """
         taps = []
         for index, block in enumerate(self.blocks):
-            query = self._run(block.decode_query, query, cache.layers[index] if cache else None, grid)
+            kept = cache.layers[index] if cache else None
+            if target is not None and index <= self.config.merge_layer:
+                kept = KeyValue(*(each.chunk(2)[0] for each in kept))
+            query = self._run(block.decode_query, query, kept, grid)
             if index == self.config.merge_layer:
-                query = _merge_streams(query)
+                query = _merge_streams(query, target)
             if index in self.config.tap_layers:
                 taps.append(self.norm(query))
         return self._decode(torch.cat(taps, -1), cache.border if cache else None, grid)
 
-    def _run(self, function, *args):
+    def _run(self, function, *args, **options):
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *args, use_reentrant=False)
-        return function(*args)
+            return checkpoint(function, *args, use_reentrant=False, **options)
+        return function(*args, **options)
 
     def _embed_query(
         self, query: Tensor, target: Tensor | None, hidden: Tensor | None, kind: str | Sequence[str]
     ) -> Tensor:
         """Returns tokens (2B, l, D): the image stream, then the target stream."""
-        image_tokens = self.patch_embed(query)
-        if target is None or hidden is None:
-            target_tokens = self.mask_token[0].expand_as(image_tokens)
-        else:
-            target_tokens = torch.where(hidden[..., None], self.mask_token[0], self.patch_embed(target))
-        place = self._positions(self._grid(query))[1] + self._type_token(kind, query.shape[0])
         return torch.cat(
-            (image_tokens + self.segment_token_x[0] + place, target_tokens + self.segment_token_y[0] + place)
+            (self._embed_query_images(query, kind), self._embed_query_targets(query, target, hidden, kind))
         )
 
-    def _embed_examples(self, images: Tensor, targets: Tensor, kind: str | Sequence[str]) -> Tensor:
+    def _embed_query_images(self, query: Tensor, kind: str | Sequence[str]) -> Tensor:
+        """Returns the image stream (B, l, D) of queries (B, 3, H, W)."""
+        place = self._positions(self._grid(query))[1] + self._type_token(kind, query.shape[0])
+        return self.patch_embed(query) + self.segment_token_x[0] + place
+
+    def _embed_query_targets(
+        self, query: Tensor, target: Tensor | None, hidden: Tensor | None, kind: str | Sequence[str]
+    ) -> Tensor:
+        """Returns the target stream (B, l, D) of queries (B, 3, H, W), of which only the shape counts."""
+        (h, w), batch = self._grid(query), query.shape[0]
+        if target is None or hidden is None:
+            tokens = self.mask_token[0].expand(batch, h * w, -1)
+        else:
+            tokens = torch.where(hidden[..., None], self.mask_token[0], self.patch_embed(target))
+        return tokens + self.segment_token_y[0] + (self._positions((h, w))[1] + self._type_token(kind, batch))
+
+    def _embed_pairs(self, images: Tensor, targets: Tensor, kind: str | Sequence[str]) -> Tensor:
         """Returns tokens (2B, N, l, D): the image streams, then the target streams."""
-        place = self._positions(self._grid(images))[0] + self._type_token(kind, images.shape[0])[:, None]
-        image_tokens = self.patch_embed(images) + self.segment_token_x + place
-        target_tokens = self.patch_embed(targets) + self.segment_token_y + place
-        return torch.cat((image_tokens, target_tokens))
+        return torch.cat(
+            (
+                self._embed_examples(images, kind, self.segment_token_x),
+                self._embed_examples(targets, kind, self.segment_token_y),
+            )
+        )
+
+    def _embed_examples(self, pictures: Tensor, kind: str | Sequence[str], segment_token: Tensor) -> Tensor:
+        """Returns one stream (B, N, l, D) of the examples' images, or of their targets."""
+        place = self._positions(self._grid(pictures))[0] + self._type_token(kind, pictures.shape[0])[:, None]
+        return self.patch_embed(pictures) + segment_token + place
 
     def _type_token(self, kind: str | Sequence[str], batch: int) -> Tensor:
         """Returns the type tokens, (1 or B, 1, D)."""
@@ -298,9 +313,11 @@ class SegGPT(nn.Module):
         """
         patch = self.config.patch_size
         tokens = query if border is None else torch.cat((border, query), dim=1)
+        # Channels last in memory: convolution, norm and GELU all run on it without a copy.
         features = rearrange(
-            self.decoder_embed(tokens), "b (h w) (p q c) -> b c (h p) (w q)", w=grid[1], p=patch, q=patch
+            self.decoder_embed(tokens), "b (h w) (p q c) -> b (h p) (w q) c", w=grid[1], p=patch, q=patch
         )
+        features = rearrange(features, "b h w c -> b c h w").to(self.decoder_pred[0].weight.dtype)
         if border is None:
             return self.decoder_pred(features)
         # Of the row above the query only its last pixel row is within reach of the 3x3 convolution.
@@ -330,6 +347,17 @@ class SegGPT(nn.Module):
             raise ValueError("hidden leaves patches visible, so query_target must say what is painted there")
         return h, w
 
+    def _check_stream(
+        self, stream: TargetStream, images: Tensor, grid: tuple[int, int], kind: str | Sequence[str]
+    ) -> None:
+        kind = kind if isinstance(kind, str) else tuple(kind)
+        expected, got = (images.shape[1], grid, kind), (stream.examples.shape[1], stream.grid, stream.kind)
+        if got != expected or stream.query.shape[0] not in (1, images.shape[0]):
+            raise ValueError(
+                f"target_stream: expected that of these examples (N, grid, kind) = {expected}, got {got}; encode the "
+                "targets of the same examples"
+            )
+
     def _check_examples(self, query: Tensor, images: Tensor, targets: Tensor | None) -> None:
         expected = (query.shape[0], images.shape[1], *query.shape[1:])
         for name, tensor in (("example_images", images), ("example_targets", targets)):
@@ -338,6 +366,16 @@ class SegGPT(nn.Module):
                 raise ValueError(f"{name} must be (B, N, 3, H, W) = {expected} to fit the query, got {got}")
 
 
-def _merge_streams(tokens: Tensor) -> Tensor:
-    """Averages the image stream and the target stream: (2B, ...) to (B, ...)."""
+def _merge_streams(tokens: Tensor, target: Tensor | None = None) -> Tensor:
+    """Averages the image stream and the target stream: (2B, ...), or (B, ...) and a kept target stream, to (B, ...)."""
+    if target is not None:
+        return (tokens + target) / 2
     return rearrange(tokens, "(s b) ... -> s b ...", s=2).mean(0)
+
+
+def _check_pairs(images: Tensor, targets: Tensor) -> None:
+    if images.shape != targets.shape or images.ndim != 5 or images.shape[1] == 0 or images.shape[2] != 3:
+        raise ValueError(
+            "example_images and example_targets must both be (B, N, 3, H, W) with N of 1 or more, got "
+            f"{tuple(images.shape)} and {tuple(targets.shape)}"
+        )

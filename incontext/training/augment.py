@@ -1,4 +1,7 @@
-"""Random views: crops, flips and colour changes of one image with its label maps."""
+"""Random views of one image with its label maps: crops, and the colour changes that a cut-out gets before pasting.
+
+Colours and mirroring of whole views are changed on the device that trains; see `looks`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,6 @@ def crop(
     maps: Sequence[np.ndarray],
     box: tuple[float, float, float, float],
     size: tuple[int, int],
-    flip: bool = False,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Cuts a box out of an image and its id maps and resizes it.
 
@@ -46,17 +48,13 @@ def crop(
         maps: uint8 (H, W) id maps.
         box: (left, top, right, bottom) in pixels.
         size: (height, width) of the result.
-        flip: mirror the result left to right.
 
     Returns:
         The view and its maps.
     """
     target = (size[1], size[0])
     view = np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC, box=box))
-    out = [np.asarray(Image.fromarray(ids).resize(target, Image.Resampling.NEAREST, box=box)) for ids in maps]
-    if flip:
-        view, out = view[:, ::-1], [ids[:, ::-1] for ids in out]
-    return view, out
+    return view, [np.asarray(Image.fromarray(ids).resize(target, Image.Resampling.NEAREST, box=box)) for ids in maps]
 
 
 def jitter(rng: np.random.Generator, image: np.ndarray, strength: float = 1.0) -> np.ndarray:
@@ -79,17 +77,3 @@ def jitter(rng: np.random.Generator, image: np.ndarray, strength: float = 1.0) -
     mean = grey.mean()
     pixels = ((pixels - mean) * contrast + mean) * balance
     return pixels.clip(0, 255).astype(np.uint8)
-
-
-def mix_channels(rng: np.random.Generator, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Changes the colours of several images in the same way: channels swapped, inverted or made grey.
-
-    It keeps an episode consistent and takes away what a colour usually means.
-    """
-    choice = rng.integers(3)
-    if choice == 0:
-        order = rng.permutation(3)
-        return [image[..., order] for image in images]
-    if choice == 1:
-        return [255 - image for image in images]
-    return [np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, -1) for image in images]

@@ -1,19 +1,78 @@
-"""Batches: episodes painted with random colours, as tensors, prepared ahead of the loop in threads."""
+"""Batches: episodes as bytes, as the loader hands them over, and as the model takes them, painted on its device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from incontext.canvas import pixels_to_patches
 from incontext.image import normalise
 from incontext.palette import random_colours
 from incontext.training.episodes import Episode
+from incontext.training.looks import Looks, draw_looks, mirror, recolour
 from incontext.training.pack import IGNORE_ID
+from incontext.training.prompts import UNSAID, random_hidden, random_prompt
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What queries are told of themselves.
+
+    Attributes:
+        prompted: share of queries with a prompt. Those of episodes without examples always have one.
+        partial: share of queries that are partly painted already, block by block, as in Painter.
+        corrected: share of queries on which the model paints twice, the second time with its first answer, or with
+            some of its mistakes pointed out.
+        unsaid: grey level, 0..255, of the pixels of a prompted patch of which nothing is said. Predictors show black.
+    """
+
+    prompted: float = 0.0
+    partial: float = 0.0
+    corrected: float = 0.0
+    unsaid: int = 0
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Episodes as bytes: small to hand from a loader's process to the training one and on to the device.
+
+    Attributes:
+        images: (B, V, H, W, 3) uint8; the last view is the query.
+        labels: (B, V, H, W) uint8: 0, 1..K, 255 ignored.
+        said: (B, H, W) uint8, what the queries are told: ids, 0 "not this", 255 nothing.
+        tables: (B, K + 1, 3) uint8, the colours of the ids; the first is black. Unused slots repeat black.
+        looks: how the views are changed.
+        corrected: (B,) bool, whether the model paints twice.
+        seeds: (B,) int64, for what is drawn later.
+        kinds: a kind for each query.
+    """
+
+    images: Tensor
+    labels: Tensor
+    said: Tensor
+    tables: Tensor
+    looks: Looks
+    corrected: Tensor
+    seeds: Tensor
+    kinds: tuple[str, ...]
+
+    def to(self, device: torch.device) -> RawBatch:
+        """Returns the batch with its tensors on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> RawBatch:
+        """Returns the batch in memory from which a GPU can copy on its own."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change) -> RawBatch:
+        looks = Looks(*(change(getattr(self.looks, field.name)) for field in fields(Looks)))
+        changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **changed, looks=looks)
 
 
 @dataclass(frozen=True)
@@ -23,78 +82,173 @@ class Batch:
     Attributes:
         query: (B, 3, H, W).
         target: (B, 3, H, W), the painting that is wanted.
-        example_images, example_targets: (B, N, 3, H, W).
-        hidden: (B, h * w) bool.
+        example_images, example_targets: (B, N, 3, H, W); N may be 0.
+        shown: (B, 3, H, W), what is painted on the query already. Nothing of the truth is in its hidden patches.
+        hidden: (B, h * w) bool, patches of the query of which nothing is said.
+        said: (B, H, W) uint8, as in `RawBatch`.
         labels: (B, H, W) int64: 0, 1..K, 255 ignored.
         colours: (B, K + 1, 3) in normalised space; the first is black. Unused slots repeat black.
+        corrected: (B,) bool.
+        seeds: (B,) int64.
         kinds: a kind for each query.
+        unsaid: grey level of what is not said in a patch that is shown, 0..255.
     """
 
     query: Tensor
     target: Tensor
     example_images: Tensor
     example_targets: Tensor
+    shown: Tensor
     hidden: Tensor
+    said: Tensor
     labels: Tensor
     colours: Tensor
+    corrected: Tensor
+    seeds: Tensor
     kinds: tuple[str, ...]
+    unsaid: int
 
-    def to(self, device: torch.device) -> Batch:
+    def __len__(self) -> int:
+        return len(self.query)
+
+    @property
+    def unknown(self) -> Tensor:
+        """(B, 1, H, W) float, 1 for the pixels of which nothing is said: what the loss is about."""
+        return (self.said == UNSAID)[:, None].float()
+
+    def to(self, device: torch.device | str) -> Batch:
         """Returns the batch with its tensors on a device."""
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Batch(**moved)
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)})
+
+    def take(self, rows: Tensor) -> Batch:
+        """Returns some queries, by their indexes."""
+        taken = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **taken, kinds=tuple(self.kinds[row] for row in rows.tolist()))
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yields the batch in parts of at most `size` queries."""
+        for rows in torch.arange(len(self), device=self.query.device).split(size):
+            yield self.take(rows)
+
+    def tell(self, said: Tensor, patch_size: int) -> Batch:
+        """Returns the batch with other prompts on its queries: (B, H, W) uint8, as in `RawBatch`."""
+        shown = paint(said, self.colours)
+        unsaid = normalise(torch.full((1, 1, 3), self.unsaid, dtype=torch.uint8, device=said.device))
+        shown = torch.where((said == UNSAID)[:, None], unsaid, shown)
+        return replace(self, said=said, shown=shown, hidden=pixels_to_patches(said != UNSAID, patch_size))
 
 
-def collate(episodes: Sequence[Episode], patch_size: int, rng: np.random.Generator, partial: float = 0.0) -> Batch:
-    """Paints episodes with random colours and stacks them.
+def collate(
+    episodes: Sequence[Episode],
+    patch_size: int,
+    rngs: np.random.Generator | Sequence[np.random.Generator],
+    telling: Telling | None = None,
+) -> RawBatch:
+    """Draws colours, looks and prompts for episodes, and stacks them.
 
     Args:
         episodes: all with the same view size and number of examples.
         patch_size: the model's.
-        rng: source of randomness.
-        partial: share of queries that are partly painted already: blocks of patches are hidden, not the whole.
+        rngs: a source of randomness for each episode, so that one does not depend on its neighbours; or one for all.
+        telling: how often queries are told something. Without it only those without examples are.
 
     Returns:
         The batch.
     """
-    images = np.stack([episode.images for episode in episodes])  # B, N + 1, H, W, 3
-    labels = np.stack([episode.labels for episode in episodes])
+    telling = telling or Telling()
+    rngs = [rngs] * len(episodes) if isinstance(rngs, np.random.Generator) else list(rngs)
     most = max(episode.count for episode in episodes)
-    tables = np.zeros((len(episodes), 256, 3), np.uint8)
-    seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    for table, episode in zip(tables, episodes, strict=True):
-        table[1 : episode.count + 1] = random_colours(episode.count, seed)[0]
-    targets = tables[np.arange(len(episodes))[:, None, None, None], labels]
-    h, w = (side // patch_size for side in labels.shape[-2:])
-    hidden = np.stack(
-        [random_hidden(rng, (h, w)) if rng.random() < partial else np.ones(h * w, bool) for _ in episodes]
-    )
-    pixels, painted = normalise(images), normalise(targets)  # B, N + 1, 3, H, W
-    return Batch(
-        query=pixels[:, -1],
-        target=painted[:, -1],
-        example_images=pixels[:, :-1],
-        example_targets=painted[:, :-1],
-        hidden=torch.from_numpy(hidden),
-        labels=torch.from_numpy(labels[:, -1].astype(np.int64)),
-        colours=normalise(tables[:, None, : most + 1])[:, :, 0].transpose(1, 2),
+    tables = np.zeros((len(episodes), most + 1, 3), np.uint8)
+    said, looks, corrected, seeds = [], [], [], []
+    for table, episode, rng in zip(tables, episodes, rngs, strict=True):
+        seeds.append(int(rng.integers(2**62)))
+        table[1 : episode.count + 1] = random_colours(episode.count, torch.Generator().manual_seed(seeds[-1]))[0]
+        looks.append(draw_looks(rng, len(episode.images), episode.strength, episode.handed))
+        told, roll = None, rng.random()
+        if len(episode.images) == 1 or roll < telling.prompted:
+            told = _prompt(rng, episode, patch_size)
+        elif roll < telling.prompted + telling.partial:
+            told = _blocks(rng, episode.labels[-1], patch_size)
+        said.append(np.full(episode.labels.shape[1:], UNSAID, np.uint8) if told is None else told)
+        corrected.append(rng.random() < telling.corrected)
+    return RawBatch(
+        images=torch.from_numpy(np.stack([episode.images for episode in episodes])),
+        labels=torch.from_numpy(np.stack([episode.labels for episode in episodes])),
+        said=torch.from_numpy(np.stack(said)),
+        tables=torch.from_numpy(tables),
+        looks=Looks.stack(looks),
+        corrected=torch.tensor(corrected),
+        seeds=torch.tensor(seeds),
         kinds=tuple(episode.kind for episode in episodes),
     )
 
 
-def random_hidden(rng: np.random.Generator, grid: tuple[int, int]) -> np.ndarray:
-    """Hides blocks of patches until a share of 0.5 to 0.95 is hidden (Painter, arXiv 2212.02499, hides blocks too).
+def _prompt(rng: np.random.Generator, episode: Episode, patch: int) -> np.ndarray:
+    ids = range(1, episode.count + 1)
+    return random_prompt(rng, episode.labels[-1], ids, patch, all_ids=len(episode.images) == 1)
+
+
+def _blocks(rng: np.random.Generator, labels: np.ndarray, patch: int) -> np.ndarray:
+    h, w = (side // patch for side in labels.shape)
+    hidden = np.kron(random_hidden(rng, (h, w)).reshape(h, w), np.ones((patch, patch), bool))
+    return np.where(hidden, UNSAID, np.where(labels == IGNORE_ID, 0, labels)).astype(np.uint8)
+
+
+def prepare(raw: RawBatch, patch_size: int, unsaid: int = 0) -> Batch:
+    """Makes of bytes what the model takes: mirrors, recolours and paints, on the device that the bytes are on.
+
+    Args:
+        raw: the batch.
+        patch_size: the model's.
+        unsaid: as in `Telling`.
+    """
+    flips = raw.looks.flips
+    images = mirror(rearrange(raw.images, "b v h w c -> b v c h w").float(), flips)
+    images = normalise(rearrange(recolour(images, raw.looks), "b v c h w -> b v h w c"))
+    labels, said = mirror(raw.labels, flips), mirror(raw.said, flips[:, -1])
+    colours = normalise(raw.tables[:, None])[:, :, 0].transpose(1, 2)
+    targets = paint(labels, colours)
+    batch = Batch(
+        query=images[:, -1],
+        target=targets[:, -1],
+        example_images=images[:, :-1],
+        example_targets=targets[:, :-1],
+        shown=targets[:, -1],
+        hidden=torch.empty(0),
+        said=said,
+        labels=labels[:, -1].long(),
+        colours=colours,
+        corrected=raw.corrected,
+        seeds=raw.seeds,
+        kinds=raw.kinds,
+        unsaid=unsaid,
+    )
+    return batch.tell(said, patch_size)
+
+
+def paint(labels: Tensor, colours: Tensor) -> Tensor:
+    """Paints labels.
+
+    Args:
+        labels: (B, ..., H, W), 0 background, 1..K, 255 as background.
+        colours: (B, K + 1, 3).
 
     Returns:
-        (h * w) bool.
+        (B, ..., 3, H, W).
     """
-    h, w = grid
-    hidden, wanted = np.zeros(grid, bool), rng.uniform(0.5, 0.95)
-    while hidden.mean() < wanted:
-        rows, columns = rng.integers(1, max(2, h // 2) + 1), rng.integers(1, max(2, w // 2) + 1)
-        top, left = rng.integers(0, h - rows + 1), rng.integers(0, w - columns + 1)
-        hidden[top : top + rows, left : left + columns] = True
-    return hidden.ravel()
+    slots = torch.where(labels == IGNORE_ID, 0, labels).long()
+    rows = torch.arange(len(labels), device=labels.device).view(-1, *[1] * (labels.ndim - 1))
+    return colours[rows, slots].movedim(-1, -3)
+
+
+def decode(painting: Tensor, colours: Tensor) -> Tensor:
+    """Returns the nearest of each query's colours: (B, 3, H, W) and (B, K + 1, 3) -> (B, H, W) int64, 0..K."""
+    distance = torch.stack(
+        [(painting.float() - colours[:, slot, :, None, None]).square().sum(1) for slot in range(colours.shape[1])], 1
+    )
+    unused = (colours[:, 1:] == colours[:, :1]).all(-1)  # repeats black, which is the background's alone
+    distance[:, 1:].masked_fill_(unused[..., None, None], torch.inf)
+    return distance.argmin(1)
 
 
 def pixel_weights(labels: Tensor, balance: float) -> Tensor:
@@ -116,19 +270,3 @@ def pixel_weights(labels: Tensor, balance: float) -> Tensor:
     both = (count > 0) & (count < total)
     even = torch.where(both, even, valid)
     return ((1 - balance) * valid + balance * even)[:, None]
-
-
-def prefetch(make: Callable[[int], Batch], steps: Iterator[int], ahead: int = 3, threads: int = 1) -> Iterator[Batch]:
-    """Yields make(step) for each step in order, prepared ahead in threads."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = []
-        try:
-            for step in steps:
-                waiting.append(pool.submit(make, step))
-                if len(waiting) > ahead:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -1,7 +1,8 @@
 """Episodes: examples and a query that share what is to be painted, drawn from a pack.
 
-Four sources of pairs, as in the SegGPT paper (section 3.1) and beyond it: two images that hold the same class, two
-views of one image, the same cut-out objects pasted onto two backgrounds, and rendered scenes.
+The sources, as in the SegGPT paper (section 3.1) and beyond it: images that share a class, views of one image, frames
+of one video, the same cut-out objects on several backgrounds, rendered scenes, segments of unlabelled images; and
+several of these stitched together.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import numpy as np
 from PIL import Image
 
 from incontext.scenes import TASKS, random_task, render_scene, task_labels
-from incontext.training.augment import crop, jitter, mix_channels, random_box
-from incontext.training.pack import IGNORE_ID, Pack, Record
+from incontext.training.augment import crop, jitter, random_box
+from incontext.training.pack import IGNORE_ID, LARGEST_ID, Pack, Record
+from incontext.training.pasting import cut_out, paste
+from incontext.training.stitching import GRIDS, join_labels, stitch_view
+from incontext.training.superpixels import superpixels
 
-HANDED = frozenset({"car_parts_train", "car_parts_test"})  # sets whose classes tell left from right
 SMALLEST = 0.004  # share of a view that something must cover to be asked for
 _TRIES = 6
 _DRAWS = 500
+_SEGMENTED = 96  # longest side, in pixels, at which images are cut into segments
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Episode:
         count: number of different things that are painted.
         kind: "semantic" or "instance".
         source: where it came from, for logs.
+        handed: left and right mean something, so its views are mirrored together or not at all.
+        strength: of the colour changes that it may get, 0..1. At 0 it is not mirrored either.
     """
 
     images: np.ndarray
@@ -39,26 +45,34 @@ class Episode:
     count: int
     kind: str
     source: str
+    handed: bool = False
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How episodes are drawn.
+    """How episodes are drawn. What the shares leave goes to different images that share a class.
 
     Attributes:
         weights: relative weight of each set; sets that it does not name get 1, and 0 leaves a set out.
-        views: share of episodes that show two views of one image.
-        pasted: share of episodes with cut-out objects on two backgrounds.
+        views: share of episodes that show several views of one image.
+        pasted: share of episodes with cut-out objects on several backgrounds.
         rendered: share of episodes with rendered scenes, in which the same question is asked of each.
+        frames: share of episodes with frames of one video, where there are videos.
+        segments: share of episodes with views of one image, cut into segments without labels.
+        stitched: share of episodes in which several of the above stand side by side under one colour map.
         largest_count: the most things painted in one episode.
-        augment: whether views are cropped, flipped and recoloured at random. Validation does not.
+        augment: whether views are cropped, mirrored and recoloured at random. Validation does not.
     """
 
     weights: Mapping[str, float]
     views: float = 0.25
     pasted: float = 0.15
     rendered: float = 0.1
-    largest_count: int = 6
+    frames: float = 0.05
+    segments: float = 0.05
+    stitched: float = 0.1
+    largest_count: int = 8
     augment: bool = True
 
 
@@ -66,7 +80,7 @@ class EpisodeSampler:
     """Draws episodes from a pack; the same generator state gives the same episode."""
 
     def __init__(self, pack: Pack, mixture: Mixture) -> None:
-        """Indexes the pack by set and class.
+        """Indexes the pack by set, class and video.
 
         Raises:
             ValueError: if the mixture leaves nothing to draw from.
@@ -74,50 +88,68 @@ class EpisodeSampler:
         self.pack, self.mixture = pack, mixture
         self.by_class: dict[str, dict[int, list[int]]] = {}
         self.labelled: dict[str, list[int]] = {}
+        self.videos: dict[str, list[list[int]]] = {}
         self.with_instances: list[int] = []
+        self.backgrounds: list[int] = []
         for name, indexes in pack.sets.items():
-            if mixture.weights.get(name, 1.0) <= 0:
-                continue
-            classes: dict[int, list[int]] = {}
-            for index in indexes:
-                for id, share in pack.classes(index).items():
-                    if share >= SMALLEST:
-                        classes.setdefault(id, []).append(index)
-            self.labelled[name] = sorted({index for group in classes.values() for index in group})
-            # BSDS segments have numbers, not classes: they mean nothing across images.
-            shared = {} if name.startswith("bsds") else {id: group for id, group in classes.items() if len(group) > 1}
-            if shared:
-                self.by_class[name] = shared
-            self.with_instances += [index for index in indexes if pack.has_instances(index)]
-        self.labelled = {name: group for name, group in self.labelled.items() if group}
-        if not self.labelled:
+            if mixture.weights.get(name, 1.0) > 0:
+                self._index(name, indexes)
+        if not self.labelled and mixture.rendered + mixture.segments <= 0:
             raise ValueError(f"{pack.path}: no set with masks is left to draw episodes from")
-        used = [indexes for name, indexes in pack.sets.items() if mixture.weights.get(name, 1.0) > 0]
-        self.backgrounds = [index for indexes in used for index in indexes]
+        self._sources = {
+            self._rendered: mixture.rendered,
+            self._pasted: mixture.pasted if self.with_instances else 0.0,
+            self._frames: mixture.frames if self.videos else 0.0,
+            self._segments: mixture.segments if self.backgrounds else 0.0,
+            self._views: mixture.views if self.labelled else 0.0,
+        }
+        rest = max(0.0, 1 - sum(self._sources.values()))
+        if self.by_class:
+            self._sources[self._across] = rest
+        elif self.labelled:
+            self._sources[self._views] += rest
+
+    def _index(self, name: str, indexes: Sequence[int]) -> None:
+        classes: dict[int, list[int]] = {}
+        videos: dict[str, list[int]] = {}
+        for index in indexes:
+            shares = {id: share for id, share in self.pack.classes(index).items() if share >= SMALLEST}
+            for id in shares:
+                classes.setdefault(id, []).append(index)
+            if shares and self.pack.video(index):
+                videos.setdefault(self.pack.video(index), []).append(index)
+        labelled = sorted({index for group in classes.values() for index in group})
+        if labelled:
+            self.labelled[name] = labelled
+        shared = {id: group for id, group in classes.items() if len(group) > 1}
+        if shared and not self.pack.traits(name).segments:
+            self.by_class[name] = shared
+        long = [frames for frames in videos.values() if len(frames) > 1]
+        if long:
+            self.videos[name] = long
+        self.with_instances += [index for index in indexes if self.pack.has_instances(index)]
+        self.backgrounds += indexes
 
     def draw(self, rng: np.random.Generator, size: tuple[int, int], shots: int = 1) -> Episode:
-        """Draws an episode with `shots` examples, all views of size (H, W).
+        """Draws an episode with `shots` examples, 0 or more, all views of size (H, W).
 
         Raises:
             ValueError: if the pack and the mixture give no episode in many draws.
         """
         for _ in range(_DRAWS):
-            pasted, views, rendered = self.mixture.pasted, self.mixture.views, self.mixture.rendered
-            roll = rng.random()
-            if roll < rendered:
-                episode = self._rendered(rng, size, shots)
-            elif roll < rendered + pasted and self.with_instances:
-                episode = self._pasted(rng, size, shots)
-            elif roll < rendered + pasted + views or not self.by_class:
-                episode = self._views(rng, size, shots)
-            else:
-                episode = self._across(rng, size, shots)
+            stitched = rng.random() < self.mixture.stitched
+            episode = (self._stitched if stitched else self._single)(rng, size, shots)
             if episode is not None:
                 return episode
         raise ValueError(
             f"{self.pack.path}: no episode with {shots} examples in {_DRAWS} draws; give images that share larger "
             "things, fewer shots, or a share of views"
         )
+
+    def _single(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
+        shares = np.array(list(self._sources.values()))
+        source = list(self._sources)[rng.choice(len(shares), p=shares / shares.sum())]
+        return source(rng, size, shots)
 
     def _across(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
         """Different images of a set that share a class."""
@@ -129,20 +161,37 @@ class EpisodeSampler:
             return None
         records = [self.pack[index] for index in rng.choice(group, shots + 1, replace=False)]
         kind = "semantic" if rng.random() < 0.75 else "instance"
-        return self._assemble(
-            rng, records, [r.labels for r in records], size, wanted, kind, name, handed=name in HANDED
-        )
+        return self._assemble(rng, records, [r.labels for r in records], size, wanted, kind, name)
 
     def _views(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
         """Several views of one image, by class or by instance."""
         name = self._pick_set(rng, self.labelled)
-        index = int(rng.choice(self.labelled[name]))
-        record = self.pack[index]
+        record = self.pack[int(rng.choice(self.labelled[name]))]
         ids = record.labels
         if record.instances is not None and rng.random() < 0.7:
             ids = record.instances
-        records = [record] * (shots + 1)
-        return self._assemble(rng, records, [ids] * (shots + 1), size, None, "instance", name, handed=name in HANDED)
+        return self._assemble(rng, [record] * (shots + 1), [ids] * (shots + 1), size, None, "instance", name)
+
+    def _frames(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
+        """Frames of one video, apart in time; fewer than asked for repeat."""
+        name = self._pick_set(rng, self.videos)
+        video = self.videos[name][rng.integers(len(self.videos[name]))]
+        indexes = rng.choice(video, shots + 1, replace=len(video) <= shots)
+        records = [self.pack[index] for index in indexes]
+        return self._assemble(rng, records, [r.labels for r in records], size, None, "instance", name)
+
+    def _segments(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
+        """Several views of one image, cut into segments that look alike."""
+        record = self.pack[int(rng.choice(self.backgrounds))]
+        height, width = record.image.shape[:2]
+        shrink = min(1.0, _SEGMENTED / max(height, width))
+        small = Image.fromarray(record.image).resize(
+            (max(8, round(width * shrink)), max(8, round(height * shrink))), Image.Resampling.BOX
+        )
+        pieces = superpixels(np.asarray(small), scale=np.exp(rng.uniform(-0.7, 1.6)), least=int(rng.integers(20, 80)))
+        ids = Image.fromarray(np.where(pieces <= LARGEST_ID, pieces, 0).astype(np.uint8))
+        maps = np.asarray(ids.resize((width, height), Image.Resampling.NEAREST))
+        return self._assemble(rng, [record] * (shots + 1), [maps] * (shots + 1), size, None, "instance", "segments")
 
     def _assemble(
         self,
@@ -153,17 +202,14 @@ class EpisodeSampler:
         wanted: int | None,
         kind: str,
         source: str,
-        handed: bool,
     ) -> Episode | None:
-        flip = rng.random() < 0.5
+        augment = self.mixture.augment
         for _ in range(_TRIES):
             views, labels = [], []
             for record, ids in zip(records, maps, strict=True):
                 full = (0.0, 0.0, float(ids.shape[1]), float(ids.shape[0]))
-                augment = self.mixture.augment
                 box = random_box(rng, ids.shape) if augment and (wanted is None or rng.random() < 0.8) else full
-                mirrored = augment and (flip if handed else rng.random() < 0.5)
-                view, (view_ids,) = crop(record.image, [ids], box, size, mirrored)
+                view, (view_ids,) = crop(record.image, [ids], box, size)
                 views.append(view)
                 labels.append(view_ids)
             chosen = self._choose(rng, labels, wanted)
@@ -171,16 +217,17 @@ class EpisodeSampler:
                 break
         else:
             return None
-        if self.mixture.augment:
-            if rng.random() < 0.1:
-                views = mix_channels(rng, views)
-            views = [jitter(rng, view) for view in views]
-        return Episode(np.stack(views), np.stack([_relabel(ids, chosen) for ids in labels]), len(chosen), kind, source)
+        handed = source in self.pack.sets and self.pack.traits(source).handed
+        ids = np.stack([_relabel(each, chosen) for each in labels])
+        return Episode(np.stack(views), ids, len(chosen), kind, source, handed, float(augment))
 
     def _choose(self, rng: np.random.Generator, labels: Sequence[np.ndarray], wanted: int | None) -> list[int]:
-        """Picks which ids are painted: some that the examples show, at least one of them in the query too."""
+        """Picks which ids are painted: some that the examples show, at least one of them in the query too.
+
+        Without examples it is the query that shows them.
+        """
         shares = [_shares(ids) for ids in labels]
-        shown = set().union(*shares[:-1])
+        shown = set().union(*shares[:-1]) if len(shares) > 1 else set(shares[-1])
         common = sorted(shown & set(shares[-1]))
         if not common or (wanted is not None and wanted not in common):
             return []
@@ -203,18 +250,14 @@ class EpisodeSampler:
         chosen = self._choose(rng, labels, None)
         if not chosen:
             return None
-        views = [jitter(rng, scene.image, 0.5) for scene in scenes]
-        return Episode(
-            np.stack(views),
-            np.stack([_relabel(ids, chosen) for ids in labels]),
-            len(chosen),
-            "semantic",
-            "scenes",
-        )
+        views = np.stack([scene.image for scene in scenes])
+        ids = np.stack([_relabel(each, chosen) for each in labels])
+        return Episode(views, ids, len(chosen), "semantic", "scenes", strength=0.5 * self.mixture.augment)
 
     def _pasted(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
         """The same cut-out objects, posed anew on another background in every view."""
-        objects = [cut for cut in (self._cut(rng) for _ in range(rng.integers(1, 5))) if cut is not None]
+        records = (self.pack[int(rng.choice(self.with_instances))] for _ in range(rng.integers(1, 5)))
+        objects = [cut for cut in (cut_out(rng, record) for record in records) if cut is not None]
         if not objects:
             return None
         painted = int(rng.integers(1, len(objects) + 1))
@@ -224,51 +267,42 @@ class EpisodeSampler:
             view, _ = crop(background, [], random_box(rng, background.shape[:2]), size)
             canvas, ids = Image.fromarray(jitter(rng, view)), np.zeros(size, np.uint8)
             for number in rng.permutation(len(objects)):
-                _paste(rng, canvas, ids, objects[number], int(number) + 1)
-            views.append(jitter(rng, np.asarray(canvas), 0.7))
+                paste(rng, canvas, ids, objects[number], int(number) + 1)
+            views.append(np.asarray(canvas))
             labels.append(ids)
-        shown = set().union(*(_shares(ids) for ids in labels[:-1]))
+        shown = set().union(*(_shares(ids) for ids in labels[:-1] or labels))
         keep = [id for id in range(1, painted + 1) if id in shown]  # others were pasted over, or outside
         if not set(keep) & set(_shares(labels[-1])):
             return None
-        return Episode(
-            np.stack(views), np.stack([_relabel(ids, keep) for ids in labels]), len(keep), "instance", "pasted"
-        )
+        ids = np.stack([_relabel(each, keep) for each in labels])
+        return Episode(np.stack(views), ids, len(keep), "instance", "pasted", strength=0.7 * self.mixture.augment)
 
-    def _cut(self, rng: np.random.Generator) -> Image.Image | None:
-        """Cuts one instance out of a random image: RGBA, or None if it is too small."""
-        record = self.pack[int(rng.choice(self.with_instances))]
-        ids, counts = np.unique(record.instances, return_counts=True)
-        large = ids[(counts > 0.01 * record.instances.size) & (ids != 0) & (ids != IGNORE_ID)]
-        if large.size == 0:
+    def _stitched(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
+        """Several episodes side by side. A thing of one is no less wanted for standing beside those of another."""
+        grid = GRIDS[rng.integers(len(GRIDS))]
+        cell = (size[0] // grid[0], size[1] // grid[1])
+        parts = [self._single(rng, cell, shots) for _ in range(grid[0] * grid[1])]
+        if None in parts:
             return None
-        mask = record.instances == rng.choice(large)
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-        return Image.fromarray(np.dstack((record.image[part], mask[part].astype(np.uint8) * 255)))
+        labels, _ = join_labels([p.labels for p in parts], [p.count for p in parts], self.mixture.largest_count)
+        stitched = [
+            stitch_view(rng, [p.images[view] for p in parts], [ids[view] for ids in labels], grid, size)
+            for view in range(shots + 1)
+        ]
+        views, maps = zip(*stitched, strict=True)
+        shown = set().union(*(_shares(ids) for ids in maps[:-1] or maps))
+        if not shown & set(_shares(maps[-1])):
+            return None
+        chosen = sorted(shown)
+        kind = "semantic" if all(part.kind == "semantic" for part in parts) else "instance"
+        ids = np.stack([_relabel(each, chosen) for each in maps])
+        handed, strength = any(p.handed for p in parts), min(p.strength for p in parts)
+        return Episode(np.stack(views), ids, len(chosen), kind, "stitched", handed, strength)
 
     def _pick_set(self, rng: np.random.Generator, sets: Mapping[str, object]) -> str:
         names = list(sets)
         weights = np.array([self.mixture.weights.get(name, 1.0) for name in names])
         return names[rng.choice(len(names), p=weights / weights.sum())]
-
-
-def _paste(rng: np.random.Generator, canvas: Image.Image, ids: np.ndarray, cut: Image.Image, id: int) -> None:
-    """Pastes an object at a random pose onto a canvas and its id map, both changed in place."""
-    height, width = ids.shape
-    scale = rng.uniform(0.25, 0.8) * min(height, width) / max(cut.size)
-    cut = cut.resize(tuple(max(4, round(length * scale)) for length in cut.size), Image.Resampling.BILINEAR)
-    if rng.random() < 0.5:
-        cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    cut = cut.rotate(rng.normal(0, 20), Image.Resampling.BILINEAR, expand=True)
-    pixels = np.asarray(cut)
-    cut = Image.fromarray(np.dstack((jitter(rng, pixels[..., :3]), pixels[..., 3])))
-    left = int(rng.integers(-cut.width // 4, max(1, width - 3 * cut.width // 4)))
-    top = int(rng.integers(-cut.height // 4, max(1, height - 3 * cut.height // 4)))
-    canvas.paste(cut, (left, top), cut.getchannel("A"))
-    stamp = Image.fromarray(ids)
-    stamp.paste(id, (left, top), cut.getchannel("A").point(lambda alpha: 255 * (alpha > 127)))
-    ids[:] = np.asarray(stamp)
 
 
 def _shares(ids: np.ndarray) -> dict[int, float]:

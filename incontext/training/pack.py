@@ -1,29 +1,24 @@
-"""A pack: folders of images and masks as one file that loads fast and travels well.
+"""A pack: images with masks as one file that loads fast and travels well.
 
-One safetensors file holds all JPEG and PNG bytes in one tensor; its metadata says where each record lies. Packs are the
-only thing the training loop reads, so that every source (folders today) becomes episodes the same way.
+One safetensors file holds all WebP and PNG bytes in one tensor; its metadata says where each record lies. Packs are the
+only thing the training loop reads, so that every source becomes episodes the same way; `pack_writer` writes them.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from safetensors import safe_open
-from safetensors.numpy import save
-
-from incontext.atomic import replacing
-from incontext.image import open_image, open_labels
-from incontext.types import IGNORE
 
 FORMAT = "incontext-pack-1"
 IGNORE_ID = 255  # as stored in the masks of the folders and of the pack
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+LARGEST_ID = 254
 
 
 @dataclass(frozen=True)
@@ -41,18 +36,41 @@ class Record:
     instances: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What is special about the ids of a set.
+
+    Attributes:
+        segments: ids number the segments or objects of one image or video, and mean nothing in another.
+        handed: classes tell left from right, so the views of an episode are mirrored together or not at all.
+    """
+
+    segments: bool = False
+    handed: bool = False
+
+
 @dataclass
-class _Entry:
+class Entry:
+    """Where a record lies in a pack, and what is known of it without opening it.
+
+    Attributes:
+        set, name: which record it is.
+        image, labels, instances: (start, stop) in the pack's bytes.
+        classes: id (as text, for JSON) -> share of the image's pixels, 0..1.
+        video: the video that the image is a frame of, or empty. Frames stand in their order in time.
+    """
+
     set: str
     name: str
     image: tuple[int, int]
     labels: tuple[int, int] | None = None
     instances: tuple[int, int] | None = None
-    classes: dict[str, float] = field(default_factory=dict)  # id -> share of the image's pixels
+    classes: dict[str, float] = field(default_factory=dict)
+    video: str = ""
 
 
 class Pack:
-    """A read-only pack.
+    """A read-only pack. Worker processes open the file anew instead of receiving its bytes.
 
     Attributes:
         path: the file.
@@ -72,7 +90,8 @@ class Pack:
                 if metadata.get("format") != FORMAT:
                     raise ValueError(f"format is {metadata.get('format')!r}")
                 self._bytes = file.get_tensor("bytes")
-                self._entries = [_Entry(**entry) for entry in json.loads(metadata["entries"])]
+                self._entries = [Entry(**entry) for entry in json.loads(metadata["entries"])]
+                self._traits = {name: Traits(**each) for name, each in json.loads(metadata.get("traits", "{}")).items()}
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -83,12 +102,23 @@ class Pack:
         for index, entry in enumerate(self._entries):
             self.sets.setdefault(entry.set, []).append(index)
 
+    def __reduce__(self) -> tuple:
+        return Pack, (self.path,)
+
     def __len__(self) -> int:
         return len(self._entries)
 
     def name(self, index: int) -> str:
         """Returns `SET/STEM` of a record."""
         return f"{self._entries[index].set}/{self._entries[index].name}"
+
+    def video(self, index: int) -> str:
+        """Returns the name of the video that a record is a frame of; empty for a still image."""
+        return self._entries[index].video
+
+    def traits(self, name: str) -> Traits:
+        """Returns what is special about the ids of a set. Packs from before traits were stored tell by the name."""
+        return self._traits.get(name) or usual_traits(name)
 
     def classes(self, index: int) -> dict[int, float]:
         """Returns the class ids of a record and the share of the image that each covers, 0..1."""
@@ -110,117 +140,6 @@ class Pack:
         return Image.open(io.BytesIO(self._bytes[start:stop].tobytes()))
 
 
-def list_sets(root: str | Path) -> dict[str, list[tuple[Path, Path | None, Path | None]]]:
-    """Finds the sets below a folder: `SET/images/NAME.jpg` with `SET/masks/NAME.png` and `SET/masks_inst/NAME.png`.
-
-    Videos (`SET/VIDEO/frames` with `masks`) count as records of their set. A set without masks holds images only.
-
-    Args:
-        root: folder of sets.
-
-    Returns:
-        The name of each set -> (image, mask or None, instance mask or None) per record, sorted.
-
-    Raises:
-        ValueError: if there is no set.
-    """
-    root = Path(root)
-    sets = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
-        records = list(_records(folder / "images", folder / "masks", folder / "masks_inst"))
-        for video in sorted(path for path in folder.iterdir() if (path / "frames").is_dir()):
-            records += _records(video / "frames", video / "masks", video / "masks_inst")
-        if records:
-            sets[folder.name] = records
-    if not sets:
-        raise ValueError(f"{root}: expected folders SET/images/NAME.jpg with SET/masks/NAME.png, found none")
-    return sets
-
-
-def _records(images: Path, masks: Path, instances: Path) -> Iterator[tuple[Path, Path | None, Path | None]]:
-    if not images.is_dir():
-        return
-    for image in sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES):
-        mask, instance = masks / f"{image.stem}.png", instances / f"{image.stem}.png"
-        if mask.exists() or not masks.is_dir():
-            yield image, mask if mask.exists() else None, instance if instance.exists() else None
-
-
-def pack_folders(
-    root: str | Path,
-    out: str | Path,
-    *,
-    side: int = 208,
-    quality: int = 88,
-    sets: Sequence[str] | None = None,
-) -> Pack:
-    """Packs the sets below a folder.
-
-    Args:
-        root: as for `list_sets`.
-        out: the file to write.
-        side: the longest side of a packed image, in pixels. Smaller images stay as they are.
-        quality: JPEG quality of the images, 1..95. Masks are lossless.
-        sets: the sets to take; all, by default.
-
-    Returns:
-        The pack, opened.
-
-    Raises:
-        ValueError: for unknown sets, a root without sets, or a mask that does not fit its image or holds no ids.
-    """
-    found = list_sets(root)
-    unknown = sorted(set(sets or ()) - set(found))
-    if unknown:
-        raise ValueError(f"unknown sets {unknown}; {root} holds {sorted(found)}")
-    blob, entries = io.BytesIO(), []
-
-    def put(image: Image.Image, **options) -> tuple[int, int]:
-        start = blob.tell()
-        image.save(blob, **options)
-        return start, blob.tell()
-
-    for name in sets or found:
-        for image_path, mask_path, instance_path in found[name]:
-            image = Image.fromarray(open_image(image_path))
-            scale = min(1.0, side / max(image.size))
-            size = tuple(max(1, round(length * scale)) for length in image.size)
-            stem = (
-                image_path.stem if image_path.parent.name == "images" else f"{image_path.parts[-3]}-{image_path.stem}"
-            )
-            entry = _Entry(
-                name, stem, put(image.resize(size, Image.Resampling.LANCZOS), format="JPEG", quality=quality)
-            )
-            for key, path in (("labels", mask_path), ("instances", instance_path)):
-                if path is None:
-                    continue
-                mask = Image.fromarray(_read_ids(path, image)).resize(size, Image.Resampling.NEAREST)
-                setattr(entry, key, put(mask, format="PNG", optimize=True))
-                if key == "labels":
-                    ids, counts = np.unique(np.asarray(mask), return_counts=True)
-                    shares = counts / (size[0] * size[1])
-                    entry.classes = {
-                        str(i): round(float(s), 5) for i, s in zip(ids, shares, strict=True) if i not in (0, IGNORE_ID)
-                    }
-            entries.append(entry)
-    data = save(
-        {"bytes": np.frombuffer(blob.getbuffer(), np.uint8)},
-        {"format": FORMAT, "entries": json.dumps([vars(entry) for entry in entries])},
-    )
-    with replacing(out) as draft:
-        draft.write_bytes(data)
-    return Pack(out)
-
-
-def _read_ids(path: Path, image: Image.Image) -> np.ndarray:
-    """Reads a mask as uint8 (H, W): 255 is ignored, but where a mask holds 0 and 255 alone 255 is an object."""
-    with Image.open(path) as file:
-        if len(file.getbands()) != 1:
-            # Colours get their ids file by file, which would tie unlike things together across a set.
-            raise ValueError(f"{path}: expected one channel of ids 0..254, got mode {file.mode}; save ids instead")
-    ids = open_labels(path)
-    if ids.max() >= IGNORE_ID:
-        raise ValueError(f"{path}: expected ids 0..254, got ids up to {ids.max()}; renumber the mask")
-    if ids.shape[::-1] != image.size:
-        raise ValueError(f"{path}: expected the image's size {image.size} (width, height), got {ids.shape[::-1]}")
-    return np.where(ids == IGNORE, IGNORE_ID, ids).astype(np.uint8)
+def usual_traits(name: str) -> Traits:
+    """Returns what the name of a well-known set tells: BSDS numbers segments, car parts tell left from right."""
+    return Traits(segments=name.startswith("bsds"), handed=name.startswith("car_parts"))

@@ -1,4 +1,4 @@
-"""Images on the command line: files, folders and patterns, and what their results are called."""
+"""Which images to work on: files, folders, patterns and lists, and what their results are called."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ class Input:
     Attributes:
         path: as the user wrote it, or below the folder that the user wrote.
         name: what its results are called: a relative path without suffix, different for every input.
+        start: the folder that the user wrote, or that holds the file that the user wrote.
     """
 
     path: Path
     name: PurePath
+    start: Path
+
+    @property
+    def file_name(self) -> str:
+        """What a dataset calls the image: its name with the file's own last part, and "/" between folders."""
+        return self.name.with_name(self.path.name).as_posix()
 
 
 def find_images(
@@ -32,12 +39,12 @@ def find_images(
     """Expands arguments to images.
 
     A folder gives all images in it and its subfolders, sorted; a pattern (`*`, `?`, `[...]`, `**` for
-    subfolders) what it matches, unless a file has just that name. Hidden files and folders are left out. An
-    image that is found twice counts once. A file that is named but missing is kept, unless all are: opening
-    it will say so.
+    subfolders) what it matches, unless a file has just that name; a list (a file that ends in .txt) what its
+    lines name, relative to the list's folder. Hidden files and folders are left out. An image that is found
+    twice counts once. A file that is named but missing is kept, unless all are: opening it will say so.
 
     Args:
-        arguments: from the command line.
+        arguments: paths, patterns and lists, as on the command line.
         skip: files that folders and patterns leave out.
         skip_folders: folders whose content folders and patterns leave out.
 
@@ -65,6 +72,8 @@ def find_images(
             start = _fixed_part(path)
             matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
             pairs = [(match, start) for match in matches if match.is_file() and wanted(match)]
+        elif path.suffix.lower() == ".txt" and path.is_file():
+            pairs = [(file, path.parent if path.parent in file.parents else file.parent) for file in _read_list(path)]
         else:
             pairs = [(path, path.parent)]
         for file, start in pairs:
@@ -73,11 +82,11 @@ def find_images(
         looked = ", ".join(map(str, arguments)) or "nothing"
         raise ValueError(
             f"expected at least one image, found none in {looked}; give image files, folders that hold some "
-            f"({', '.join(sorted(SUFFIXES))}), or patterns such as 'photos/*.jpg'"
+            f"({', '.join(sorted(SUFFIXES))}), patterns such as 'photos/*.jpg', or a .txt file that lists some"
         )
     files = list(found.values())
     names = result_names([file for file, _ in files], [start for _, start in files])
-    return [Input(file, name) for (file, _), name in zip(files, names, strict=True)]
+    return [Input(file, name, start) for (file, start), name in zip(files, names, strict=True)]
 
 
 def result_names(paths: Sequence[Path], starts: Sequence[Path]) -> list[PurePath]:
@@ -131,6 +140,15 @@ def _walk(folder: Path) -> Iterable[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             yield Path(place, name)
+
+
+def _read_list(path: Path) -> list[Path]:
+    """The paths in a file of one on each line; empty lines and those that begin with # say nothing."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected paths in UTF-8, got other bytes ({error}); save it anew") from error
+    return [Path(os.path.normpath(path.parent / line)) for line in lines if line and not line.startswith("#")]
 
 
 def _fixed_part(pattern: Path) -> Path:

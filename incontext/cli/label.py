@@ -1,0 +1,192 @@
+"""`incontext label`: a folder of images becomes a labelled dataset."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from incontext.cli.segment import class_names, tile_side
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the command `label`."""
+    parser = subparsers.add_parser(
+        "label",
+        help="turn a folder of images into a labelled dataset",
+        description="Labels images as the examples show. Writes OUT/masks/NAME.png (pixel values are class ids), a "
+        "folder for each format, and OUT/manifest.jsonl with a line for each image. It may be stopped at any moment: "
+        "the same command goes on where it stopped, redoes what has changed and tries again what failed. Several "
+        "may work on one OUT at once. An image that cannot be labelled is recorded, and the job goes on; the exit "
+        "status is then 1.",
+    )
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="files, folders (with subfolders), patterns such as 'a/*.jpg', or .txt files that list some",
+    )
+    parser.add_argument(
+        "--examples",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="DIR",
+        help="folders of images with masks of the same name, COCO or labelme JSON, or other datasets; "
+        "classes of the same name are the same",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="where to write")
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        default=("coco",),
+        metavar="NAME,NAME",
+        help="formats of the dataset: coco, coco-polygons, coco-panoptic, yolo, voc, png, labelme, cvat, "
+        "label-studio, or none (default coco)",
+    )
+    parser.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of class ids")
+    _add_model_arguments(parser)
+    _add_trust_arguments(parser)
+    _add_engine_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="default", help="name or file (default: the bundled model)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16", "auto"),
+        default="fp32",
+        help="of the model's large matrices; auto: bf16 where the device is fast at it (default fp32)",
+    )
+    group.add_argument("--batch-size", type=int, metavar="N", help="images or tiles at once (default 8; on a CPU 1)")
+    group.add_argument(
+        "--ensemble",
+        choices=("feature", "spatial"),
+        default="feature",
+        help="of several examples: average what each tells (default), or lay all out in one grid (faster)",
+    )
+    group.add_argument(
+        "--select", type=int, metavar="K", help="show each image only the K examples that suit it best, out of all"
+    )
+    group.add_argument(
+        "--tile",
+        type=tile_side,
+        metavar="PIXELS",
+        help="cut larger images into tiles of this side; 'auto': where objects would be too small to be seen",
+    )
+    group.add_argument(
+        "--overlap", type=float, default=0.25, metavar="PART", help="of neighbouring tiles (default 0.25)"
+    )
+    group.add_argument("--flip", action="store_true", help="average with the mirrored image; takes twice the time")
+    group.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        help="fit masks to the edges of the image (default: as the model asks for)",
+    )
+    group.add_argument(
+        "--kind", choices=("instance", "semantic"), default="instance", help="what the ids are (default instance)"
+    )
+    group.add_argument(
+        "--max-pixels", type=int, metavar="N", help="larger images are recorded as failed (default 80 million)"
+    )
+
+
+def _add_trust_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("objects and trust")
+    group.add_argument(
+        "--instances",
+        action="store_true",
+        help="make every connected part of a class an object of its own; SegGPT has no native instances: it tells "
+        "classes apart, not objects that touch",
+    )
+    group.add_argument(
+        "--min-area", type=int, default=0, metavar="PIXELS", help="drop smaller objects; implies --instances"
+    )
+    group.add_argument(
+        "--recolourings",
+        type=int,
+        default=0,
+        metavar="N",
+        help="record how much masks in N other sets of colours disagree; each costs the time of one more",
+    )
+    group.add_argument(
+        "--calibrate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fit the confidence by leaving out one example at a time (default)",
+    )
+    group.add_argument("--review", action="store_true", help="write OUT/review.html and .csv, the least sure first")
+    group.add_argument(
+        "--corrections",
+        type=Path,
+        metavar="DIR",
+        help="corrected masks, called as in OUT/masks: they stand, and are examples for all others "
+        "(default OUT/corrections, where there is one)",
+    )
+
+
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="this process (default), or Ray: on this machine, or the cluster that RAY_ADDRESS names; all its "
+        "machines must reach IMAGES and OUT under the same paths",
+    )
+    group.add_argument("--workers", type=int, metavar="N", help="models that Ray holds (default: as many as fit)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status: 0, or 1 if an image failed.
+
+    Raises:
+        ValueError: arguments, examples or the model are wrong.
+        JobStopped: the job cannot go on now.
+    """
+    from incontext.labeling import LabelConfig, label, open_examples
+
+    config = LabelConfig(
+        formats=args.format,
+        ensemble=args.ensemble,
+        flip=args.flip,
+        tile=args.tile,
+        overlap=args.overlap,
+        batch_size=args.batch_size,
+        instances=args.instances or args.min_area > 0,
+        min_area=args.min_area,
+        select=args.select,
+        recolourings=args.recolourings,
+        calibrate=args.calibrate,
+        review=args.review,
+        engine=args.engine,
+        workers=args.workers,
+        **({} if args.max_pixels is None else {"max_pixels": args.max_pixels}),
+    )
+    if args.corrections is not None and not args.corrections.is_dir():
+        raise ValueError(f"--corrections: expected a folder of masks, got {args.corrections}")
+    examples = open_examples(args.examples, names=args.names).examples
+
+    from incontext.model.zoo import load_model
+    from incontext.predictor import Predictor
+
+    predictor = Predictor(
+        load_model(args.model), device=args.device, kind=args.kind, refine=args.refine, precision=args.precision
+    )
+    try:
+        summary = label(
+            args.images, examples, args.output, predictor=predictor, config=config, corrections=args.corrections
+        )
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    print(f"{summary}; see {args.output}")
+    return 1 if summary.failures else 0
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return () if names == ("none",) else names

@@ -1,0 +1,170 @@
+"""Interactive segmentation with simulated clicks and no examples.
+
+The first click goes to the middle of the object; each further one to the middle of the largest error region of what the
+model has found, positive where the object is missed, negative where too much is found. The middle is the point
+farthest from the region's rim and from the picture's (Sofiiuk et al., RITM, 2022). A click is a disk whose diameter is
+about half a patch of the model's, so that it is as large for the model as a click in training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from incontext.evaluation.metrics import iou
+from incontext.labelled_folders import Item
+from incontext.types import IGNORE
+
+OBJECT, NOT_OBJECT = 1, 0
+TARGETS = (0.8, 0.9)
+"""IoU values whose number of clicks is counted."""
+
+Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Image uint8 (H, W, 3) and known labels int32 (H, W), `IGNORE` where nothing is known -> labels int (H, W)."""
+
+
+@dataclass(frozen=True)
+class Click:
+    """Where, in pixels, and whether it says "this" or "not this"."""
+
+    row: int
+    column: int
+    positive: bool
+
+
+@dataclass(frozen=True)
+class ClickRun:
+    """The IoU of one object after each click.
+
+    Attributes:
+        name: image and id.
+        ious: after 1, 2, ... clicks. A run ends early where nothing is wrong any more.
+        clicks: that were made.
+    """
+
+    name: str
+    ious: tuple[float, ...]
+    clicks: tuple[Click, ...]
+
+    def after(self, count: int) -> float:
+        """IoU after this many clicks; a run that ended early keeps its last."""
+        return self.ious[min(count, len(self.ious)) - 1]
+
+    def needed(self, target: float) -> int | None:
+        """How many clicks reached an IoU; None if none did."""
+        return next((k for k, value in enumerate(self.ious, start=1) if value >= target), None)
+
+
+def next_click(found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> Click | None:
+    """The middle of the largest error region.
+
+    Args:
+        found: bool (H, W), all False before the first click.
+        truth: bool (H, W).
+        valid: bool (H, W), pixels that count.
+
+    Returns:
+        The click, or None where nothing is wrong.
+    """
+    best: tuple[int, np.ndarray, bool] | None = None
+    for wrong, positive in ((truth & ~found & valid, True), (found & ~truth & valid, False)):
+        parts, count = ndimage.label(wrong)
+        if count:
+            sizes = np.bincount(parts.ravel())[1:]
+            if best is None or sizes.max() > best[0]:
+                best = int(sizes.max()), parts == 1 + int(sizes.argmax()), positive
+    if best is None:
+        return None
+    depth = ndimage.distance_transform_edt(np.pad(best[1], 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return Click(int(row), int(column), best[2])
+
+
+def paint_clicks(clicks: Sequence[Click], size: tuple[int, int], radii: tuple[float, float]) -> np.ndarray:
+    """Clicks as known labels: int32 (H, W), `IGNORE` elsewhere. Later clicks lie over earlier ones.
+
+    Args:
+        clicks: in order.
+        size: (H, W).
+        radii: of a click along rows and columns, in pixels; an ellipse here is a disk for the model, which sees
+            the picture stretched. A click covers one pixel at least.
+    """
+    known = np.full(size, IGNORE, np.int32)
+    rows, columns = np.indices(size, sparse=True)
+    for click in clicks:
+        away = ((rows - click.row) / radii[0]) ** 2 + ((columns - click.column) / radii[1]) ** 2
+        known[away <= 1] = OBJECT if click.positive else NOT_OBJECT
+        known[click.row, click.column] = OBJECT if click.positive else NOT_OBJECT
+    return known
+
+
+def click_radii(size: tuple[int, int], model_size: tuple[int, int], patch: int) -> tuple[float, float]:
+    """Radii, in the picture's pixels, of a disk that is half a patch wide for the model."""
+    return tuple(patch / 4 * side / seen for side, seen in zip(size, model_size, strict=True))
+
+
+def run_clicks(
+    name: str,
+    image: np.ndarray,
+    truth: np.ndarray,
+    predict: Predict,
+    *,
+    count: int,
+    model_size: tuple[int, int],
+    patch: int,
+    valid: np.ndarray | None = None,
+) -> ClickRun:
+    """Clicks on one object until it is found or `count` is reached.
+
+    Args:
+        name: of the run.
+        image: uint8 (H, W, 3).
+        truth: bool (H, W), not empty.
+        predict: the model.
+        count: most clicks.
+        model_size: (H, W) of the model's input.
+        patch: side of its patches.
+        valid: bool (H, W), pixels that count; all by default.
+    """
+    valid = np.ones(truth.shape, bool) if valid is None else valid
+    found, clicks, ious = np.zeros(truth.shape, bool), [], []
+    radii = click_radii(truth.shape, model_size, patch)
+    while len(clicks) < count:
+        click = next_click(found, truth, valid)
+        if click is None:
+            break
+        clicks.append(click)
+        found = predict(image, paint_clicks(clicks, truth.shape, radii)) == OBJECT
+        ious.append(iou(found, truth, valid))
+    return ClickRun(name, tuple(ious), tuple(clicks))
+
+
+def click_objects(items: Iterable[Item], *, objects: int, least: float = 0.01) -> Iterator[tuple[str, Item, int]]:
+    """What to click on: (name, item, id), the largest segments of each image.
+
+    Args:
+        items: images with masks; the ids of one image need not mean anything in another.
+        objects: most of one image.
+        least: share of the image that a segment covers at least.
+    """
+    for item in items:
+        labels = item.open_labels()
+        ids, counts = np.unique(labels[labels > 0], return_counts=True)
+        large = [(-count, id) for id, count in zip(ids.tolist(), counts.tolist(), strict=True)]
+        for count, id in sorted(large)[:objects]:
+            if -count >= least * labels.size:
+                yield f"{item.name}#{id}", item, id
+
+
+def mean_iou(runs: Sequence[ClickRun], count: int) -> float:
+    """Mean IoU after this many clicks; nan without runs."""
+    return sum(run.after(count) for run in runs) / len(runs) if runs else math.nan
+
+
+def clicks_needed(runs: Sequence[ClickRun], target: float, most: int) -> float:
+    """NoC: mean number of clicks to reach an IoU; runs that never do count as `most`. nan without runs."""
+    return sum(run.needed(target) or most for run in runs) / len(runs) if runs else math.nan

@@ -1,0 +1,85 @@
+"""What a label job can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from incontext.prompt import ENSEMBLES
+
+ENGINES = ("local", "ray")
+
+MAX_PIXELS = 80_000_000
+"""Pixels of the largest image that is labelled by default. Each takes about 40 bytes while it is at work."""
+
+MAX_BYTES = 2 << 30
+"""Bytes of the largest file that is opened at all."""
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How a job labels.
+
+    Attributes:
+        formats: names in `incontext.export.formats.FORMATS`, to be written beside the masks.
+        ensemble, flip, tile, overlap: see `Predictor.predict`.
+        batch_size: images or tiles at once; None: 8, on a CPU 1.
+        instances: make every connected part of a class an object of its own. SegGPT has no native instances:
+            it tells classes apart, not objects that touch.
+        min_area: of objects, in pixels; smaller ones become background in the formats. Needs `instances`.
+        select: show each image only so many examples, the most useful ones for it, out of all.
+        recolourings: paint each image in so many other sets of colours, and record how much they disagree.
+            Each costs the time of one prediction.
+        calibrate: fit the confidence to the examples by leaving one out at a time.
+        review: write `review.html` and `review.csv`, the least sure images first.
+        engine: "local", or "ray" for many machines.
+        workers: models that Ray holds at once; None: one for each GPU, else one for each CPU but one.
+        threads: that read, and that write.
+        max_pixels: larger images are recorded as failed.
+
+    Raises:
+        ValueError: a field is outside of its range.
+    """
+
+    formats: tuple[str, ...] = ()
+    ensemble: str = "feature"
+    flip: bool = False
+    tile: int | str | None = None
+    overlap: float = 0.25
+    batch_size: int | None = None
+    instances: bool = False
+    min_area: int = 0
+    select: int | None = None
+    recolourings: int = 0
+    calibrate: bool = True
+    review: bool = False
+    engine: str = "local"
+    workers: int | None = None
+    threads: int = 4
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "formats", tuple(dict.fromkeys(self.formats)))
+        for name, value, choices in (("ensemble", self.ensemble, ENSEMBLES), ("engine", self.engine, ENGINES)):
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+        for name, least in (("min_area", 0), ("recolourings", 0), ("threads", 1), ("max_pixels", 1)):
+            _require_at_least(name, getattr(self, name), least)
+        for name in ("batch_size", "select", "workers"):
+            if getattr(self, name) is not None:
+                _require_at_least(name, getattr(self, name), 1)
+        if self.recolourings == 1:
+            raise ValueError("recolourings: expected 0, or 2 and more to compare with each other, got 1")
+        if self.min_area and not self.instances:
+            raise ValueError("min_area: expected instances too, since it is objects that are measured; ask for both")
+        if self.workers is not None and self.engine != "ray":
+            raise ValueError("workers: expected the engine 'ray' with it; the local engine runs one model")
+
+    def painting_settings(self) -> dict:
+        """Those fields that decide what a mask and its scores are, as JSON knows them."""
+        names = ("ensemble", "flip", "tile", "overlap", "select", "recolourings", "calibrate")
+        return {name: getattr(self, name) for name in names}
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")

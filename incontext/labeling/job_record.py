@@ -1,0 +1,47 @@
+"""What a job was told, in job.json: for people, and for the next run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from incontext.atomic import replacing
+from incontext.labeling.manifest import Recipe
+
+FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What the masks of the current recipe were made with, in words.
+
+    Attributes:
+        recipe: the fingerprints that rows of the manifest repeat.
+        settings: what decides about masks.
+        names: class id -> name.
+        examples: how many.
+        temperature: of the confidence; see `incontext.labeling.calibration`.
+    """
+
+    recipe: Recipe
+    settings: Mapping[str, Any]
+    names: Mapping[int, str]
+    examples: int
+    temperature: float
+
+    def write(self, out: Path) -> None:
+        """Writes OUT/job.json, whole or not at all."""
+        with replacing(out / FILE) as draft:
+            draft.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def recorded_temperature(out: Path, recipe: Recipe) -> float | None:
+    """The temperature that an earlier run fitted for the same recipe: what is resumed must not be fitted anew."""
+    try:
+        record = json.loads((out / FILE).read_text(encoding="utf-8"))
+        return float(record["temperature"]) if Recipe(**record["recipe"]) == recipe else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

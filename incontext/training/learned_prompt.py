@@ -1,0 +1,112 @@
+"""The examples that tuning learns, and the frozen model that they are learned through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from incontext.canvas import spatial_grid
+from incontext.image import normalise
+from incontext.pack.prompt_pack import paint_slots
+from incontext.training.tune_data import IGNORED, Views
+
+LEARNABLE = ("images", "masks", "both")
+
+_CERTAINTY = 4.0  # logit of a pixel's class at the start, over those of the others
+
+
+class LearnedPrompt(nn.Module):
+    """N examples whose images, or masks, or both are learned. Masks are shares of classes, never colours.
+
+    Attributes:
+        images: (N, 3, h, w) in normalised space.
+        masks: int (N, h, w) classes, or where they are learned logits (N, K + 1, h, w).
+        shown: for each example the classes (1..K) that it shows at the start.
+    """
+
+    def __init__(self, start: Views, classes: int, learn: str, noise: torch.Generator | None = None) -> None:
+        """
+        Args:
+            start: the examples to start from.
+            classes: K.
+            learn: "images", "masks" or "both".
+            noise: draws the images instead; masks are those of `start`.
+        """
+        super().__init__()
+        images = normalise(start.images)
+        slots = torch.from_numpy(np.where(start.slots == IGNORED, 0, start.slots)).long()
+        if noise is not None:
+            images = torch.randn(images.shape, generator=noise)
+        self.images = nn.Parameter(images, requires_grad=learn != "masks")
+        self.shown = tuple(start.shown(k) for k in range(len(start)))
+        if learn == "images":
+            self.register_buffer("masks", slots)
+        else:
+            one_hot = rearrange(F.one_hot(slots, classes + 1), "n h w k -> n k h w")
+            self.masks = nn.Parameter(_CERTAINTY * one_hot.float())
+
+    def canvases(self, keep: Sequence[int], colours: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and painted masks of some of the examples, each (1, n, 3, h, w).
+
+        Args:
+            keep: which.
+            colours: (K + 1, 3) in normalised space, of the background and each class.
+        """
+        masks = self.masks[list(keep)]
+        if masks.is_floating_point():
+            masks = masks.softmax(1)
+        return self.images[list(keep)][None], paint_slots(masks, colours)[None]
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Images and masks as a `PromptPack` holds them."""
+        masks = self.masks.detach().cpu()
+        masks = masks.softmax(1).half() if masks.is_floating_point() else masks.to(torch.uint8)
+        return self.images.detach().cpu().half(), masks
+
+
+def paint(model: nn.Module, queries: Tensor, images: Tensor, targets: Tensor, kind: str, ensemble: str) -> Tensor:
+    """Paints queries that share a prompt; gradients flow to the prompt.
+
+    Args:
+        model: a `SegGPT`.
+        queries: (B, 3, h, w), normalised.
+        images, targets: (1, N, 3, h, w).
+        kind: "instance" or "semantic".
+        ensemble: "feature" or "spatial".
+
+    Returns:
+        (B, 3, h, w), normalised.
+    """
+    if ensemble == "spatial":
+        images, targets = spatial_grid(images, "bicubic"), spatial_grid(targets, "nearest")
+    if not model.config.examples_attend_query:
+        return model.forward_cached(queries, model.encode_prompt(images, targets, kind=kind))
+    images, targets = (each.expand(len(queries), -1, -1, -1, -1) for each in (images, targets))
+    return model(queries, images, targets, kind=kind)
+
+
+@contextmanager
+def frozen(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
+    """Keeps gradients away from a model's weights, and its layers in evaluation mode; leaves it as it was.
+
+    Args:
+        model: the model.
+        checkpointing: recompute activations instead of keeping them.
+    """
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    training, kept = model.training, model.activation_checkpointing
+    model.requires_grad_(False).eval()
+    model.activation_checkpointing = checkpointing
+    try:
+        yield
+    finally:
+        model.activation_checkpointing = kept
+        model.train(training)
+        for parameter, each in zip(model.parameters(), wanted, strict=True):
+            parameter.requires_grad_(each)

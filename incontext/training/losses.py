@@ -1,0 +1,112 @@
+"""The losses of a batch, each with what it was averaged over, so that parts of a batch add up to the whole."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from incontext.model.loss import smooth_l1
+from incontext.model.seggpt import SegGPT
+from incontext.training.batches import Batch, decode, pixel_weights
+from incontext.training.config import TrainConfig
+from incontext.training.matching import MatchingLoss
+from incontext.training.prompts import correct
+
+
+class Weights(NamedTuple):
+    """Weights of a batch's pixels, each (B, 1, H, W).
+
+    Attributes:
+        painting: of the painting loss: 0 where something is said already, and where labels are ignored.
+        matching: of the matching loss.
+    """
+
+    painting: Tensor
+    matching: Tensor
+
+    @property
+    def totals(self) -> Tensor:
+        """(2,): what each loss is averaged over."""
+        return torch.stack([weight.sum() for weight in self])
+
+
+def weigh(batch: Batch, config: TrainConfig, progress: float) -> Weights:
+    """Weighs the pixels of a batch, at a point of the run in 0..1.
+
+    Painted are the patches of which nothing is said; and in those that are shown, the pixels beside what is said.
+    """
+    weight = pixel_weights(batch.labels, between(config.balance, progress))
+    return Weights(weight * batch.unknown, weight)
+
+
+def losses(model: SegGPT, batch: Batch, weights: Weights, config: TrainConfig, progress: float) -> dict[str, Tensor]:
+    """Runs the model; returns the name of each loss -> its mean over this batch, times its factor in the sum."""
+    factor = between(config.matching, progress)
+    # The head has no part in attention, and without examples there is nothing to match.
+    matches = factor > 0 and config.trainable != "head" and batch.example_images.shape[1] > 0
+    with autocast(config, batch.query.device.type), contextlib.ExitStack() as stack:
+        matching = stack.enter_context(MatchingLoss(model)) if matches else None
+        painting = model(
+            batch.query,
+            batch.example_images,
+            batch.example_targets,
+            query_target=batch.shown,
+            hidden=batch.hidden,
+            kind=batch.kinds,
+        )
+        everywhere = torch.ones_like(batch.hidden)  # the weights say where
+        found = {"loss": smooth_l1(painting.float(), batch.target, everywhere, beta=config.beta, weight=weights[0])}
+        if matching:
+            found["matching"] = factor * matching(batch, weights.matching)
+    return found
+
+
+@torch.no_grad()
+def correct_batch(model: SegGPT, batch: Batch, config: TrainConfig) -> Batch:
+    """Lets the model paint the queries marked as `corrected`, and tells them what it got wrong; see `prompts.correct`.
+
+    Args:
+        model: left in the mode that it is in.
+        batch: on the model's device.
+        config: how to train.
+
+    Returns:
+        The batch, with more said.
+    """
+    marked = batch.corrected.nonzero()[:, 0]
+    if not len(marked):
+        return batch
+    said, training, paintings = batch.said.cpu().numpy().copy(), model.training, []
+    chosen = batch.take(marked)
+    model.eval()
+    for part in chosen.split(config.micro_batch or len(batch)):
+        with autocast(config, batch.query.device.type):
+            painting = model(
+                part.query,
+                part.example_images,
+                part.example_targets,
+                query_target=part.shown,
+                hidden=part.hidden,
+                kind=part.kinds,
+            )
+        paintings.append(decode(painting, part.colours))
+    model.train(training)
+    painted, labels = (each.cpu().numpy().astype(np.uint8) for each in (torch.cat(paintings), chosen.labels))
+    for place, row in enumerate(marked.tolist()):
+        rng = np.random.default_rng(int(chosen.seeds[place]))
+        said[row] = correct(rng, labels[place], painted[place], said[row], model.config.patch_size)
+    return batch.tell(torch.from_numpy(said).to(batch.said.device), model.config.patch_size)
+
+
+def autocast(config: TrainConfig, device_type: str) -> contextlib.AbstractContextManager:
+    """The context in which the model runs at the config's precision."""
+    return torch.autocast(device_type, torch.bfloat16) if config.precision == "bf16" else contextlib.nullcontext()
+
+
+def between(ends: tuple[float, float], progress: float) -> float:
+    """Goes evenly from one number to another while `progress` goes from 0 to 1."""
+    return ends[0] + (ends[1] - ends[0]) * progress

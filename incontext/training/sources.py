@@ -1,0 +1,136 @@
+"""Where packed images come from: items that know how to read themselves, and the project's own folder layout.
+
+Foreign layouts become items too: `coco_sources` reads COCO's JSON, `devkit_sources` the folders of VOC, ADE and DAVIS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from incontext.image import open_labels
+from incontext.labelled_folders import VideoSet, find_sets
+from incontext.training.pack import IGNORE_ID, LARGEST_ID
+from incontext.types import IGNORE
+
+Maps = tuple[np.ndarray | None, np.ndarray | None]
+"""Class ids and instance ids of one image, each uint8 (H, W) with 255 for ignored pixels, or None."""
+
+
+class ReadMaps(Protocol):
+    """Reads the maps of an image of `size` (H, W)."""
+
+    def __call__(self, size: tuple[int, int]) -> Maps: ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image that is to be packed.
+
+    Attributes:
+        set: the set that it belongs to.
+        name: its own name within the set.
+        image: the file.
+        read: reads its maps, when it is packed.
+        video: the video that it is a frame of, or empty. Items of a video follow each other in time.
+    """
+
+    set: str
+    name: str
+    image: Path
+    read: ReadMaps
+    video: str = ""
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """Reads maps from files of ids.
+
+    Attributes:
+        labels, instances: the files, or None.
+    """
+
+    labels: Path | None
+    instances: Path | None = None
+
+    def __call__(self, size: tuple[int, int]) -> Maps:
+        labels, instances = (None if path is None else read_ids(path, size) for path in (self.labels, self.instances))
+        return labels, instances
+
+
+def list_sets(root: str | Path) -> dict[str, list[Item]]:
+    """Finds the sets below a folder, laid out as `incontext.labelled_folders` says, with or without masks.
+
+    Args:
+        root: folder of sets, or one set.
+
+    Returns:
+        The name of each set -> its items, sorted. Frames of a video are named VIDEO-STEM.
+
+    Raises:
+        ValueError: if there is no set.
+    """
+    sets: dict[str, list[Item]] = {}
+    for found in find_sets(root, unlabelled=True):
+        videos = found.videos if isinstance(found, VideoSet) else (("", found.items),)
+        sets[found.name] = [
+            Item(
+                found.name,
+                f"{video}-{each.name}" if video else each.name,
+                each.image,
+                MaskFiles(each.mask, each.instances),
+                video,
+            )
+            for video, items in videos
+            for each in items
+        ]
+    return sets
+
+
+def read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Reads a mask as uint8 (H, W): 255 is ignored, but where a mask holds 0 and 255 alone 255 is an object.
+
+    Raises:
+        ValueError: if it holds colours, ids above 254, or has another size than its image's (H, W).
+    """
+    with Image.open(path) as file:
+        if len(file.getbands()) != 1:
+            # Colours get their ids file by file, which would tie unlike things together across a set.
+            raise ValueError(f"{path}: expected one channel of ids 0..254, got mode {file.mode}; save ids instead")
+    ids = open_labels(path)
+    if ids.max() > LARGEST_ID:
+        raise ValueError(f"{path}: expected ids 0..254, got ids up to {ids.max()}; renumber the mask")
+    if ids.shape != size:
+        raise ValueError(
+            f"{path}: expected the image's size {size[::-1]} (width, height), got {ids.shape[::-1]}; "
+            "export the mask at the image's own size"
+        )
+    return np.where(ids == IGNORE, IGNORE_ID, ids).astype(np.uint8)
+
+
+def stack_objects(
+    masks: Iterable[np.ndarray], classes: Sequence[int], ignored: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lays the masks of single objects on top of each other, the largest at the bottom.
+
+    Args:
+        masks: bool (H, W) each.
+        classes: the class id of each, 1..254.
+        ignored: bool (H, W), pixels of which nothing is known unless an object covers them.
+        size: (H, W).
+
+    Returns:
+        Class ids and instance ids, uint8 (H, W). Of more than 254 objects the smallest are ignored.
+    """
+    labels = np.where(ignored, IGNORE_ID, 0).astype(np.uint8)
+    instances = labels.copy()
+    order = sorted(zip(masks, classes, strict=True), key=lambda pair: -int(pair[0].sum()))
+    for number, (mask, id) in enumerate(order, start=1):
+        labels[mask] = id
+        instances[mask] = number if number <= LARGEST_ID else IGNORE_ID
+    return labels, instances

@@ -1,0 +1,64 @@
+"""The state of a run on disk: all that going on with it, exactly, takes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from incontext.atomic import replacing
+from incontext.model.seggpt import SegGPT
+from incontext.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunState:
+    """What changes from step to step.
+
+    Attributes:
+        model: the weights that learn.
+        average: the averaged weights, which are the ones saved for use.
+        optimiser: with its moments.
+        step: how many steps are done.
+    """
+
+    model: SegGPT
+    average: SegGPT
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+
+    def save(self, path: Path, config: TrainConfig) -> None:
+        """Writes the state, atomically."""
+        content = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "config": config.identity(),
+        }
+        with replacing(path) as draft:
+            torch.save(content, draft)
+
+    def resume(self, path: Path, config: TrainConfig) -> None:
+        """Goes on from a file, if there is one.
+
+        Raises:
+            ValueError: if it is of a run with another config.
+        """
+        if not path.exists():
+            return
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["config"] != config.identity():
+            raise ValueError(
+                f"{path.parent} holds a run with another config: {content['config']}; give the same flags to go on "
+                "with it, or another folder to start anew"
+            )
+        self.model.load_state_dict(content["model"])
+        self.average.load_state_dict(content["average"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.step = content["step"]
+        log.info("resumed at step %d", self.step)

@@ -1,0 +1,363 @@
+"""In-context tuning: learns the examples, and leaves the model as it is (SegGPT, arXiv 2304.03284, section 3.4)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from incontext.atomic import replacing
+from incontext.image import normalise
+from incontext.model.checkpoint import fingerprint
+from incontext.model.seggpt import KINDS
+from incontext.pack.prompt_pack import ENSEMBLES, PackError, PromptPack, Scalar, slot_colours
+from incontext.palette import Palette, split_ids
+from incontext.training.learned_prompt import LEARNABLE, LearnedPrompt, frozen, paint
+from incontext.training.tune_data import Augmentation, TuneData, Views
+from incontext.training.tune_report import draw_before_after, draw_curve, write_curve
+from incontext.training.tune_score import Score, fit_temperature, loss, score
+from incontext.types import Example
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How to tune.
+
+    Attributes:
+        examples: how many are learned, N.
+        init: start from the user's best real "examples", or images from "noise" (with masks of the best).
+        learn: "images", "masks" or "both".
+        steps, batch_size: length of the run, and queries per step.
+        learning_rate: of AdamW on images; it rises over the first 5% and falls along a cosine to a tenth.
+        mask_learning_rate: of the masks' logits.
+        ema: decay of the averaged prompt, which is the one kept.
+        dropout: chance of each example to be left out of a step; one always stays.
+        crops, mirror, jitter: of queries; see `Augmentation`.
+        held_out: share of the images that is never learned from, and decides when to stop.
+        most_held_out: the most views of them that are looked at.
+        evaluate_every: steps between looks at them, at which the state is saved too.
+        criterion: what tells the best prompt there: the "iou", or the "loss", which is steadier where little is held
+            out.
+        patience: stop after so many looks without a gain; 0 goes on to the end.
+        candidates: how many real images are tried as examples.
+        kind, ensemble: of the pack; see `PromptPack`.
+        tile: learn from squares of this side, in the images' pixels, for objects too small to be seen otherwise.
+        ids_per_pass: how many classes get a colour in one pass; 0: as the model separates well.
+        balance, beta: of the loss; see `TrainConfig`.
+        checkpointing: recompute activations in the backward pass, for large models.
+        precision: "fp32", or "bf16" (autocast).
+        seed: of everything.
+        minutes: stop after so many minutes, as if interrupted; 0 is no limit.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    examples: int = 4
+    init: str = "examples"
+    learn: str = "images"
+    steps: int = 600
+    batch_size: int = 8
+    learning_rate: float = 0.02
+    mask_learning_rate: float = 0.1
+    ema: float = 0.98
+    dropout: float = 0.1
+    crops: float = 0.5
+    mirror: bool = True
+    jitter: float = 0.5
+    held_out: float = 0.2
+    most_held_out: int = 32
+    evaluate_every: int = 50
+    criterion: str = "iou"
+    patience: int = 6
+    candidates: int = 16
+    kind: str = "semantic"
+    ensemble: str = "feature"
+    tile: int | None = None
+    ids_per_pass: int = 0
+    balance: float = 0.5
+    beta: float = 0.1
+    checkpointing: bool = False
+    precision: str = "fp32"
+    seed: int = 0
+    minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        choices = {"init": ("examples", "noise"), "learn": LEARNABLE, "kind": KINDS, "ensemble": ENSEMBLES}
+        choices |= {"precision": ("fp32", "bf16"), "criterion": ("iou", "loss")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("examples", "steps", "batch_size", "evaluate_every", "candidates", "most_held_out"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        for name in ("dropout", "crops", "balance", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out: expected a share between 0 and 1, got {self.held_out}")
+
+
+def tune(
+    model: nn.Module,
+    examples: Iterable[Example],
+    config: TuneConfig | None = None,
+    *,
+    name: str = "prompt",
+    model_name: str = "unnamed",
+    folder: str | Path | None = None,
+) -> PromptPack:
+    """Learns a prompt pack. The model is frozen, and afterwards as it was, to the last bit.
+
+    Args:
+        model: a `SegGPT`, on the device to tune on.
+        examples: at least two; one id means the same in all of them. Taken one by one.
+        config: how.
+        name: of the pack.
+        model_name: what people call the model.
+        folder: where the run keeps `curve.csv`, `curve.png`, `before-after.png` and `state.pt`. Interrupted, it goes
+            on from the last look when started again, with the same result as without the stop.
+
+    Returns:
+        The best pack so far on what was held out, by the criterion: never worse there than what it started from.
+
+    Raises:
+        ValueError: there are too few images, or the folder holds a run of another kind.
+    """
+    config = config or TuneConfig()
+    data = TuneData(examples, name, model.config.image_size, config.tile, config.held_out, config.seed)
+    with frozen(model, config.checkpointing):
+        run = _Run(model, data, config, name, model_name, None if folder is None else Path(folder))
+        run.go()
+        return run.finish()
+
+
+class _Run:
+    """One tuning run: the prompt, its average, and the best so far."""
+
+    def __init__(
+        self, model: nn.Module, data: TuneData, config: TuneConfig, name: str, model_name: str, folder: Path | None
+    ) -> None:
+        self.model, self.data, self.config, self.folder = model, data, config, folder
+        self.device = next(model.parameters()).device
+        ids = tuple(data.names)
+        most = config.ids_per_pass or model.config.ids_per_pass
+        parts = split_ids(ids, most)
+        self.base = {
+            "name": name,
+            "palettes": tuple(Palette.for_ids(part) for part in parts),
+            "names": data.names,
+            "fingerprint": fingerprint(model),
+            "model": model_name,
+            "ids_per_pass": most,
+            "kind": config.kind,
+            "ensemble": config.ensemble,
+            "tile": config.tile,
+        }
+        self.parts, self.ids = parts, ids
+        step = max(1, math.ceil(len(data.held) / config.most_held_out))
+        self.held = data.held[::step]
+        self.how = Augmentation(config.crops, config.mirror, config.jitter)
+        start = self._choose()
+        self.real = self._pack(LearnedPrompt(start, len(ids), "images"))
+        noise = torch.Generator().manual_seed(config.seed) if config.init == "noise" else None
+        self.prompt = LearnedPrompt(start, len(ids), config.learn, noise).to(self.device)
+        self.average = copy.deepcopy(self.prompt).requires_grad_(False)
+        rates = {"images": config.learning_rate, "masks": config.mask_learning_rate}
+        learned = [(key, value) for key, value in self.prompt.named_parameters() if value.requires_grad]
+        groups = [{"params": [value], "lr": rates[key], "rate": rates[key]} for key, value in learned]
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.step = 0
+        self.rows: list[dict[str, float]] = []
+        self.best = self._pack(self.average)
+        self.stale = 0
+        self._resume()
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to learn."""
+        return self.step >= self.config.steps or bool(self.config.patience and self.stale >= self.config.patience)
+
+    def go(self) -> None:
+        """Learns until the steps are done, nothing is gained any more, or the time is up."""
+        config, started, lately = self.config, time.monotonic(), []
+        if not self.rows:
+            self._look([])
+        # disable=None: silent unless standard error is a terminal
+        with tqdm(total=config.steps, initial=self.step, unit="step", disable=None, file=sys.stderr) as bar:
+            while not self.over:
+                lately.append(self._learn())
+                self.step += 1
+                bar.update()
+                late = config.minutes and time.monotonic() - started > 60 * config.minutes
+                if late or self.step == config.steps or self.step % config.evaluate_every == 0:
+                    self._look(lately)
+                    lately = []
+                    row = self.rows[-1]
+                    bar.set_postfix_str(
+                        f"held out: loss {row['held_out_loss']:.4f}, IoU {100 * row['held_out_iou']:.1f}"
+                    )
+                if late:
+                    log.info("paused at step %d of %d; run again to go on", self.step, config.steps)
+                    return
+
+    def finish(self) -> PromptPack:
+        """The best pack, with its temperature and all that is known of it; writes curve and picture."""
+        config = self.config
+        temperature = fit_temperature(self.model, self.best, self.held, config.batch_size)
+        real, tuned = self._score(self.real), self._score(self.best)
+        evaluation: dict[str, Scalar] = {
+            "held-out views": len(self.held),
+            "held-out IoU, real examples (percent)": round(100 * real.iou, 2),
+            "held-out IoU, tuned (percent)": round(100 * tuned.iou, 2),
+            "held-out loss, real examples": round(real.loss, 5),
+            "held-out loss, tuned": round(tuned.loss, 5),
+        }
+        fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("minutes", "tile")}
+        made: dict[str, Scalar] = {"method": "in-context tuning", "images": len(self.data), "steps done": self.step}
+        pack = dataclasses.replace(
+            self.best,
+            temperature=temperature,
+            made={**made, **fields},
+            evaluation={**self.best.evaluation, **evaluation},
+        )
+        if self.folder is not None:
+            draw_curve(self.rows, self.folder / "curve.png")
+            draw_before_after(self.model, self.real, pack, self.held, self.folder / "before-after.png")
+        return pack
+
+    def _choose(self) -> Views:
+        """The real examples to start from: the best alone on other images; each class in one of them, if it goes."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, 0])
+        found = self.data.candidates(rng, max(config.candidates, config.examples))
+        plain = Augmentation(crops=0.0, mirror=False, jitter=0.0)
+        probes = self.data.draw(rng, min(16, len(self.data)), range(1, len(self.ids) + 1), plain)
+        scores = []
+        for k in range(len(found)):
+            alone = self._pack(LearnedPrompt(found[[k]], len(self.ids), "images"))
+            scores.append(score(self.model, alone, probes, config.balance, config.beta, config.batch_size).iou)
+        left, chosen, covered = sorted(range(len(found)), key=lambda k: -scores[k]), [], set()
+        while left and len(chosen) < config.examples:
+            best = max(left, key=lambda k: (len(found.shown(k) - covered), scores[k]))
+            left.remove(best)
+            chosen.append(best)
+            covered |= found.shown(best)
+        return found[chosen]
+
+    def _learn(self) -> Tensor:
+        """One step; all that is random in it comes from the seed and its number, so a resumed run sees the same."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, 1, self.step])
+        part = self.parts[int(rng.integers(len(self.parts)))]
+        colours = slot_colours(self.ids, Palette.random(part, torch.Generator().manual_seed(int(rng.integers(2**62)))))
+        wanted = [1 + self.ids.index(id) for id in part]
+        keep = [k for k, shown in enumerate(self.prompt.shown) if not shown or shown.intersection(wanted)]
+        stay = [k for k in keep if rng.random() >= config.dropout] or [keep[int(rng.integers(len(keep)))]]
+        views = self.data.draw(rng, config.batch_size, wanted, self.how)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["rate"] * _schedule(self.step, config.steps)
+        colours = colours.to(self.device)
+        labels = torch.from_numpy(views.slots.astype(np.int64)).to(self.device)
+        bf16 = config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+            images, targets = self.prompt.canvases(stay, colours)
+            queries = normalise(views.images).to(self.device)
+            painting = paint(self.model, queries, images, targets, config.kind, config.ensemble)
+        cost = loss(painting.float(), labels, colours, config.balance, config.beta)
+        self.optimiser.zero_grad(set_to_none=True)
+        cost.backward()
+        self.optimiser.step()
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.prompt.parameters()), 1 - decay)
+        return cost.detach()
+
+    def _look(self, lately: list[Tensor]) -> None:
+        """Scores the average on what is held out, keeps the best, and saves the state."""
+        pack = self._pack(self.average)
+        held = self._score(pack)
+        row = {"held_out_loss": held.loss, "held_out_iou": held.iou}
+        gained = all(_better(row, earlier, self.config.criterion) for earlier in self.rows)
+        self.stale = 0 if gained else self.stale + 1
+        if gained:
+            self.best = pack
+        mean = torch.stack(lately).mean().item() if lately else math.nan
+        self.rows.append({"step": self.step, "loss": mean, **row})
+        if self.folder is not None:
+            write_curve(self.rows, self.folder / "curve.csv")
+            self._save()
+
+    def _score(self, pack: PromptPack) -> Score:
+        config = self.config
+        return score(self.model, pack, self.held, config.balance, config.beta, config.batch_size)
+
+    def _pack(self, prompt: LearnedPrompt) -> PromptPack:
+        images, masks = prompt.tensors()
+        return PromptPack(images=images, masks=masks, **self.base)
+
+    @property
+    def _identity(self) -> str:
+        """What decides the result, as text. When to pause does not."""
+        fields = dataclasses.asdict(self.config)
+        del fields["minutes"]
+        return json.dumps({**fields, "data": self.data.digest, "model": self.base["fingerprint"]}, sort_keys=True)
+
+    def _save(self) -> None:
+        state = {
+            "identity": self._identity,
+            "step": self.step,
+            "stale": self.stale,
+            "rows": self.rows,
+            "prompt": self.prompt.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "best": {"images": self.best.images, "masks": self.best.masks},
+        }
+        with replacing(self.folder / "state.pt") as draft:
+            torch.save(state, draft)
+
+    def _resume(self) -> None:
+        path = None if self.folder is None else self.folder / "state.pt"
+        if path is None or not path.exists():
+            return
+        state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["identity"] != self._identity:
+            raise PackError(
+                f"{self.folder} holds a run with other settings, data or another model; give the same to go on, "
+                "or another folder to start anew"
+            )
+        self.step, self.stale, self.rows = state["step"], state["stale"], state["rows"]
+        self.prompt.load_state_dict(state["prompt"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.best = PromptPack(**state["best"], **self.base)
+        log.info("resumed at step %d", self.step)
+
+
+def _better(row: Mapping[str, float], earlier: Mapping[str, float], criterion: str) -> bool:
+    if criterion == "iou":
+        return row["held_out_iou"] > earlier["held_out_iou"]
+    return row["held_out_loss"] < earlier["held_out_loss"]
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Share of the learning rate: rises over 5% of the steps, then falls along a cosine to a tenth."""
+    rise = min(1.0, (step + 1) / max(1.0, 0.05 * steps))
+    return rise * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps)))

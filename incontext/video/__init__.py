@@ -1,0 +1,1 @@
+"""Video: paint the first frame, follow every object to the last."""

@@ -1,0 +1,201 @@
+"""Which past frames a tracker remembers: pure policies.
+
+A policy never sees a frame or a model. It goes by moments: what is known of a frame, in a few numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from incontext.image import resize_image
+
+DEFAULT_SIZE = 8
+"""Past frames remembered beside those that the user painted (SegGPT, arXiv 2304.03284, section 4.3)."""
+
+GIVEN_LIMIT = 8
+"""Painted frames remembered, but for the first of each id, which always stays."""
+
+_CELLS = (12, 12)
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """What a policy knows of one frame.
+
+    Attributes:
+        index: the frame's number; no two moments of a memory share it.
+        ids: which objects are seen in it.
+        certainty: 0..1, of the object that is least certain; 1 where the user painted.
+        look: float32 (K,), what the objects look like and where they are; see `look_of`.
+        given: whether the user painted it.
+        echo: 0..1, how well this frame leads back: what it tells, as the only example, of a painted frame,
+            in IoU, over what that frame tells of itself. None where nobody asked, or nothing was painted.
+    """
+
+    index: int
+    ids: frozenset[int]
+    certainty: float
+    look: np.ndarray
+    given: bool = False
+    echo: float | None = None
+
+
+class MemoryPolicy(Protocol):
+    """Decides what enters memory and what leaves it.
+
+    Attributes:
+        size: how many moments are remembered at most, beside the given ones.
+    """
+
+    size: int
+
+    def asks(self, moments: Sequence[Moment], new: Moment) -> bool:
+        """Whether `keep` is to be told the echo of a new moment, which takes time to measure."""
+        ...
+
+    def keep(self, moments: Sequence[Moment], new: Moment) -> tuple[Moment, ...]:
+        """What is remembered after a new moment.
+
+        Args:
+            moments: what is remembered, in the order in which it entered; none of it given by the user.
+            new: the frame that was just segmented.
+
+        Returns:
+            At most `size` of these, in the order in which they entered.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Fifo:
+    """The last `size` frames, whatever they show: the published way (SegGPT, section 3.3)."""
+
+    size: int = DEFAULT_SIZE
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+    def asks(self, moments: Sequence[Moment], new: Moment) -> bool:
+        """Never."""
+        return False
+
+    def keep(self, moments: Sequence[Moment], new: Moment) -> tuple[Moment, ...]:
+        """See `MemoryPolicy.keep`."""
+        return (*moments, new)[-self.size :] if self.size else ()
+
+
+@dataclass(frozen=True)
+class Selective:
+    """Frames that are certain, that lead back to what the user painted, and that show what the others do not.
+
+    A wrong frame stays out, since its mistakes would be repeated in all frames after it. A model may be certain and
+    wrong; whether it finds a painted frame again by what it made of this one, it cannot know beforehand. A frame
+    that looks like the last one remembered stays out too: it would cost time and tell nothing. Where memory is full,
+    the moment goes that is most like another one; the newest stays, and so does the only one that shows some
+    object, so that an object that leaves is known again when it returns.
+
+    Attributes:
+        size: how many moments are remembered.
+        certainty: the least certainty of a moment that enters, 0..1.
+        echo: the least echo of a moment that enters, 0..1.
+        novelty: the least distance to the newest moment in memory, 0..1; see `distance`.
+        every: only frames whose number is a multiple of this are considered.
+    """
+
+    size: int = DEFAULT_SIZE
+    certainty: float = 0.6
+    echo: float = 0.9
+    novelty: float = 0.1
+    every: int = 4
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        for name in ("certainty", "echo", "novelty"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a value in 0..1, got {getattr(self, name)}")
+        if self.every < 1:
+            raise ValueError(f"every: expected 1 or more, got {self.every}")
+
+    def asks(self, moments: Sequence[Moment], new: Moment) -> bool:
+        """Of frames that would enter if they lead back."""
+        if not self.size or not new.ids or new.certainty < self.certainty or new.index % self.every:
+            return False
+        newest = moments[-1] if moments else None
+        return newest is None or newest.ids != new.ids or distance(newest, new) >= self.novelty
+
+    def keep(self, moments: Sequence[Moment], new: Moment) -> tuple[Moment, ...]:
+        """See `MemoryPolicy.keep`."""
+        moments = tuple(moments)
+        if not self.asks(moments, new) or (new.echo is not None and new.echo < self.echo):
+            return moments
+        if len(moments) < self.size:
+            return (*moments, new)
+        least = min(moments, key=lambda moment: _worth(moment, (*moments, new)))
+        return (*(moment for moment in moments if moment is not least), new)
+
+
+POLICIES = {"selective": Selective, "fifo": Fifo}
+"""Name -> policy; each is made with its size."""
+
+
+def pin(given: Sequence[Moment], limit: int = GIVEN_LIMIT) -> tuple[Moment, ...]:
+    """Which painted frames stay in memory: for each id the first that shows it, and the newest, `limit` in all.
+
+    There are more only where more than `limit` are needed to show every id.
+
+    Args:
+        given: painted moments, in the order in which they entered.
+        limit: how many.
+
+    Returns:
+        Some of them, in the same order.
+    """
+    seen: set[int] = set()
+    first = set()
+    for place, moment in enumerate(given):
+        if moment.ids - seen or place == 0:
+            first.add(place)
+            seen |= moment.ids
+    rest = [place for place in range(len(given)) if place not in first]
+    room = max(0, limit - len(first))
+    kept = first.union(rest[len(rest) - room :] if room else ())
+    return tuple(given[place] for place in sorted(kept))
+
+
+def look_of(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What the objects look like and where they are, in a few numbers.
+
+    Args:
+        image: uint8 (H, W, 3).
+        labels: int (H, W).
+
+    Returns:
+        float32 (864,) in 0..1: the objects' colours, on black, and their silhouette, on a grid of 12 x 12 cells.
+    """
+    objects = labels[..., None] > 0
+    colours = resize_image(np.where(objects, image, 0).astype(np.uint8), _CELLS)
+    silhouette = resize_image(np.where(objects, np.uint8(255), np.uint8(0)).repeat(3, axis=2), _CELLS)
+    return np.concatenate([colours.ravel(), silhouette.ravel()]).astype(np.float32) / 255
+
+
+def distance(a: Moment, b: Moment) -> float:
+    """How differently two moments look, 0..1: |a - b| / (|a| + |b|). 0 is the same; where no part of the objects'
+    places is shared, it is above 0.7."""
+    size = float(np.linalg.norm(a.look) + np.linalg.norm(b.look))
+    return float(np.linalg.norm(a.look - b.look)) / size if size else 0.0
+
+
+def _worth(moment: Moment, memory: Sequence[Moment]) -> tuple[bool, float, int]:
+    """Sorts moments by what would be lost without them; of equals, the one that entered first is worth less."""
+    others = [other for other in memory if other is not moment]
+    alone = not moment.ids <= frozenset().union(*(other.ids for other in others))
+    return alone, min(distance(moment, other) for other in others), memory.index(moment)
+
+
+def _check_size(size: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ValueError(f"size: expected a number of past frames from 0 on, got {size!r}")

@@ -1,0 +1,125 @@
+"""`incontext label` from the shell's side: arguments, what it says, and its exit status."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_models import ColourMatcher, blocks, scene
+from PIL import Image
+
+from incontext.cli.main import main
+from incontext.image import open_labels
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def model(monkeypatch):
+    model = ColourMatcher()
+    monkeypatch.setattr("incontext.model.zoo.load_model", lambda name="default", **_: model)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """images/ and shown/ with two examples in each of two forms."""
+    for number in range(3):
+        save(tmp_path / "images" / f"{number}.png", scene(blocks([1, 2], seed=number)))
+    for number in (10, 11):
+        labels = blocks([1, 2], seed=number)
+        save(tmp_path / "shown" / "images" / f"{number}.png", scene(labels))
+        save(tmp_path / "shown" / "masks" / f"{number}.png", labels)
+    (tmp_path / "shown" / "classes.txt").write_text("1 cell\n2 nucleus\n")
+    return tmp_path
+
+
+def run(folder, *arguments) -> int:
+    shown = [] if "--examples" in arguments else ["--examples", folder / "shown"]
+    return main([*map(str, ["label", folder / "images", *shown, "-o", folder / "out", "--device", "cpu", *arguments])])
+
+
+def test_a_folder_becomes_a_dataset(folder, model, capsys):
+    assert run(folder, "--format", "coco,yolo,png", "--min-area", 4, "--review", "--recolourings", 2) == 0
+    assert "3 of 3 images have masks, 3 from this run" in capsys.readouterr().out
+    for number in range(3):
+        expected = blocks([1, 2], seed=number)
+        np.testing.assert_array_equal(open_labels(folder / "out" / "masks" / f"{number}.png"), expected)
+    coco = json.loads((folder / "out" / "coco" / "annotations.json").read_text())
+    assert [each["name"] for each in coco["categories"]] == ["cell", "nucleus"]
+    assert (folder / "out" / "yolo" / "data.yaml").is_file() and (folder / "out" / "review.html").is_file()
+    assert run(folder, "--format", "coco,yolo,png", "--min-area", 4, "--recolourings", 2) == 0
+    assert "3 of 3 images have masks, 0 from this run" in capsys.readouterr().out
+
+
+def test_options_reach_the_job(folder, model, monkeypatch):
+    seen = {}
+
+    def label(images, examples, out, *, predictor, config, corrections):
+        seen.update(images=images, examples=examples, predictor=predictor, config=config, corrections=corrections)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("incontext.labeling.label", label, raising=False)
+    (folder / "fixed").mkdir()
+    options = "--ensemble spatial --tile 16 --overlap 0.5 --flip --kind semantic --batch-size 3 --instances --select 4"
+    options += " --engine ray --workers 2 --no-calibrate --max-pixels 99 --format none --refine"
+    assert run(folder, *options.split(), "--corrections", folder / "fixed") == 130
+    config = seen["config"]
+    assert (config.ensemble, config.tile, config.overlap, config.flip) == ("spatial", 16, 0.5, True)
+    assert (config.batch_size, config.instances, config.select, config.formats) == (3, True, 4, ())
+    assert (config.engine, config.workers, config.calibrate, config.max_pixels) == ("ray", 2, False, 99)
+    assert (seen["predictor"].kind, seen["predictor"].refine) == ("semantic", True)
+    assert seen["corrections"] == folder / "fixed" and len(seen["examples"]) == 2
+    assert seen["examples"][0].names == {1: "cell", 2: "nucleus"}
+
+
+def test_a_bad_file_makes_the_status_one(folder, model, capsys, caplog):
+    (folder / "images" / "bad.jpg").write_bytes(b"")
+    assert run(folder) == 1
+    assert "3 of 4 images have masks, 3 from this run, 1 failed" in capsys.readouterr().out
+    assert any("bad.jpg" in message and "0 bytes" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "tfrecord"], "formats: expected some of"),
+        (["--corrections", "nowhere"], "--corrections: expected a folder"),
+        (["--examples", "nowhere"], "nowhere: expected a folder of examples"),
+        (["--recolourings", "1"], "recolourings: expected"),
+        (["--device", "tpu"], "device: expected"),
+    ],
+)
+def test_wrong_arguments_are_one_error_and_leave_nothing(folder, model, capsys, arguments, message):
+    assert run(folder, *arguments) == 2
+    assert message in capsys.readouterr().err and not (folder / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_ends_with_130_and_a_whole_manifest(folder):
+    """The real command, with the bundled model, and no terminal: it says little."""
+    for number in range(400):
+        save(folder / "images" / f"more{number:03}.png", scene(blocks([1, 2], seed=3)))
+    arguments = ["label", folder / "images", "--examples", folder / "shown", "-o", folder / "out"]
+    command = [sys.executable, "-m", "incontext", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    manifest = folder / "out" / "manifest.jsonl"
+    while job.poll() is None and not (manifest.exists() and manifest.stat().st_size):
+        time.sleep(0.05)
+    job.send_signal(signal.SIGINT)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 130 and out == ""
+    assert err.splitlines() == ["stopped; the same command goes on from here", "interrupted"]
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert 1 <= len(rows) < 403 and all((folder / "out" / row["mask"]).is_file() for row in rows)
+    assert len(list((folder / "out" / "masks").rglob("*.png"))) == len(rows)

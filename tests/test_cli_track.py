@@ -1,0 +1,208 @@
+"""`incontext track`: a video in, a folder out, whatever happens in between."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_models import ColourMatcher
+from PIL import Image
+from random_models import TINY_CACHED, random_model
+from video_clips import moving, write_clip
+
+from incontext.cli import track
+from incontext.export import write_image, write_indexed
+from incontext.image import open_labels
+from incontext.video.frames import VideoError
+from incontext.video.speed import measure_pace
+from incontext.video.tracker import Tracker
+from incontext.video.writers import WRITERS
+
+COUNT = 10
+
+
+def main(*arguments) -> int:
+    parser = argparse.ArgumentParser(prog="incontext")
+    track.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["track", *map(str, arguments), "--device", "cpu"])
+    return args.run(args)
+
+
+@pytest.fixture
+def model(monkeypatch):
+    model = ColourMatcher()
+    monkeypatch.setattr("incontext.model.zoo.load_model", lambda name="default", **_: model)
+    return model
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A folder of frames, the masks of all, and the truth."""
+    frames, truths = moving(COUNT)
+    for k, (frame, truth) in enumerate(zip(frames, truths, strict=True)):
+        write_image(tmp_path / "clip" / f"{k:05d}.png", frame)
+        write_indexed(tmp_path / "truth" / f"{k}.png", truth)
+    return tmp_path / "clip", tmp_path / "truth", truths
+
+
+def test_a_video_becomes_masks_and_every_format(tmp_path, model, capsys):
+    frames, truths = moving(COUNT)
+    video = write_clip(tmp_path / "clip.mp4", frames, options={"crf": "1"})
+    write_indexed(tmp_path / "first.png", truths[0])
+    out = tmp_path / "out"
+    assert main(video, "--mask", tmp_path / "first.png", "-o", out, "--names", "1=cell") == 0
+    assert sorted(path.name for path in (out / "masks").iterdir()) == [f"{k:05d}.png" for k in range(COUNT)]
+    for k, truth in enumerate(truths):
+        assert (open_labels(out / "masks" / f"{k:05d}.png") == truth).mean() > 0.93
+    assert Image.open(out / "masks" / "00003.png").mode == "P"
+    assert {path.name for path in out.iterdir()} == {
+        "masks",
+        "frames.jsonl",
+        "track.json",
+        *(writer.file for writer in WRITERS.values()),
+    }
+    assert set(track.FORMATS) == set(WRITERS)
+    report = json.loads((out / "track.json").read_text())
+    assert (report["done"], report["failed"], report["names"]) == (COUNT, [], {"1": "cell"})
+    stdout, stderr = capsys.readouterr()
+    assert "10 of 10 frames tracked; results are in" in stdout and stderr == ""
+
+
+def test_parts_of_a_video_go_both_ways(model, clip, tmp_path):
+    frames, masks, truths = clip
+    options = ["--start", 1, "--end", 9, "--every", 2, "--formats", "table"]
+    assert main(frames, "--mask", f"5={masks / '5.png'}", "-o", tmp_path / "out", *options) == 0
+    names = sorted(path.name for path in (tmp_path / "out" / "masks").iterdir())
+    assert names == ["00001.png", "00003.png", "00005.png", "00007.png"]
+    for name in names:
+        assert (open_labels(tmp_path / "out" / "masks" / name) == truths[int(name[:5])]).mean() > 0.93
+    rows = (tmp_path / "out" / "tracks.csv").read_text().splitlines()
+    assert (
+        len(rows) == 1 + 4 * 2 and rows[1].startswith("1,0.0000,1,") and not (tmp_path / "out" / "overlay.mp4").exists()
+    )
+
+
+def test_examples_from_elsewhere_take_the_place_of_a_mask(model, clip, tmp_path):
+    frames, masks, truths = clip
+    shown = ["--example", frames / "00004.png", masks / "4.png"]
+    assert main(frames, *shown, "-o", tmp_path / "out", "--formats", "", "--memory", 2, "--policy", "fifo") == 0
+    assert (open_labels(tmp_path / "out" / "masks" / "00000.png") == truths[0]).mean() > 0.93
+
+
+@pytest.mark.parametrize("stop", [0, 3, 7])
+def test_a_killed_job_goes_on_and_ends_the_same(clip, tmp_path, monkeypatch, stop):
+    """Weights are random, so every bit of memory matters."""
+    frames, masks, _ = clip
+    random = random_model(TINY_CACHED)
+    monkeypatch.setattr("incontext.model.zoo.load_model", lambda name="default", **_: random)
+    job = [
+        frames,
+        "--mask",
+        f"6={masks / '6.png'}",
+        "--mask",
+        f"4={masks / '4.png'}",
+        "--policy",
+        "fifo",
+        "--memory",
+        3,
+    ]
+    assert main(*job, "-o", tmp_path / "whole", "--formats", "table,coco") == 0
+    step, steps = Tracker.step, []
+
+    def interrupt(tracker, *args, **options):
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+        steps.append(options)
+        return step(tracker, *args, **options)
+
+    monkeypatch.setattr(Tracker, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(*job, "-o", tmp_path / "out", "--formats", "table,coco")
+    monkeypatch.setattr(Tracker, "step", step)
+    rows = (tmp_path / "out" / "frames.jsonl").read_text()
+    assert rows.count("\n") == stop == len(list((tmp_path / "out").glob("masks/*.png")))
+    (tmp_path / "out" / "frames.jsonl").write_text(rows + '{"frame": 7, "le')  # a line that was cut off
+    again = []
+    monkeypatch.setattr(Tracker, "step", lambda *args, **options: again.append(1) or step(*args, **options))
+    assert main(*job, "-o", tmp_path / "out", "--formats", "table,coco") == 0
+    assert len(again) == COUNT - stop
+    for path in sorted((tmp_path / "whole").rglob("*.*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes(), (
+                path.name
+            )
+
+
+def test_another_job_does_not_write_into_a_folder(model, clip, tmp_path):
+    frames, masks, _ = clip
+    first = [frames, "--mask", masks / "0.png", "-o", tmp_path / "out", "--formats", ""]
+    assert main(*first) == 0
+    calls = len(model.calls)
+    assert main(*first) == 0 and len(model.calls) == calls  # all is done
+    with pytest.raises(ValueError, match="holds another job: its memory is 8, not 2"):
+        main(*first, "--memory", 2)
+    with pytest.raises(ValueError, match="its masks is"):
+        main(frames, "--mask", masks / "1.png", "-o", tmp_path / "out", "--formats", "")
+    write_indexed(tmp_path / "mine" / "masks" / "00000.png", np.zeros((4, 4), np.int32))
+    with pytest.raises(ValueError, match="no track.json"):
+        main(frames, "--mask", masks / "0.png", "-o", tmp_path / "mine")
+
+
+def test_a_bad_frame_is_reported_and_the_rest_is_tracked(model, clip, tmp_path, capsys):
+    frames, masks, truths = clip
+    (frames / "00003.png").write_bytes(b"\x89PNG no more")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(frames / "00006.png")
+    assert main(frames, "--mask", masks / "0.png", "-o", tmp_path / "out") == 1
+    stdout, stderr = capsys.readouterr()
+    assert "8 of 10 frames tracked, 2 failed" in stdout
+    assert "00003.png" in stderr and "expected 64 x 48 pixels in frame 6" in stderr
+    report = json.loads((tmp_path / "out" / "track.json").read_text())
+    assert [each["frame"] for each in report["failed"]] == [3, 6]
+    assert (open_labels(tmp_path / "out" / "masks" / "00009.png") == truths[9]).mean() > 0.93
+    annotation = json.loads((tmp_path / "out" / "tracks.json").read_text())["annotations"][0]
+    assert [k for k, each in enumerate(annotation["segmentations"]) if each is None] == [3, 6]
+
+
+def test_wrong_arguments_are_named_before_the_model_is_loaded(monkeypatch, clip, tmp_path):
+    monkeypatch.setattr("incontext.model.zoo.load_model", lambda *_: pytest.fail("loaded"))
+    frames, masks, _ = clip
+    mask, out = ["--mask", masks / "0.png"], ["-o", tmp_path / "out"]
+    for wrong, message in {
+        (): "expected --mask, --example",
+        (*mask, "--start", 50): "expected a part of frames 0 to 9, got 50 to the end",
+        (*mask, "--every", 0): "--every",
+        (*mask, *mask): "two for frame 0",
+        (*mask, "--formats", "avi"): "formats",
+        ("--mask", tmp_path / "gone.png"): r"gone\.png",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            main(frames, *wrong, *out)
+    with pytest.raises(VideoError, match="nothing there"):
+        main(tmp_path / "gone.mp4", *mask, *out)
+    assert not Path(tmp_path / "out").exists()
+
+
+def test_a_mask_of_a_frame_that_is_not_tracked_is_named(model, clip, tmp_path):
+    frames, masks, _ = clip
+    with pytest.raises(ValueError, match=r"masks: expected frames that are tracked \(0 to 8 by 2\), got \[3\]"):
+        main(frames, "--mask", f"3={masks / '3.png'}", "-o", tmp_path / "out", "--every", 2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_pace_is_measured(clip, tmp_path, monkeypatch, capsys):
+    frames, masks, _ = clip
+    random = random_model(TINY_CACHED)
+    monkeypatch.setattr("incontext.model.zoo.load_model", lambda name="default", **_: random)
+    quick = functools.partial(measure_pace, per_round=2, rounds=1)
+    monkeypatch.setattr("incontext.video.speed.measure_pace", quick)
+    assert main(frames, "--mask", masks / "0.png", "-o", tmp_path / "out", "--profile") == 0
+    report = json.loads((tmp_path / "out" / "profile.json").read_text())
+    assert [each["examples"] for each in report["paces"]] == [1, 9]
+    for each in report["paces"]:
+        assert each["tracker_fps"] > 0 < each["naive_fps"] and 0 < each["not_model"] < 1
+        assert each["times_as_quick"] == pytest.approx(each["tracker_fps"] / each["naive_fps"], rel=0.05)
+    assert "N = 9:" in capsys.readouterr().out and "forward" not in vars(random)
