@@ -25,6 +25,7 @@ def test_onnx_equals_torch(config, count, kind, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_large_weights_lie_in_a_file_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "_EXTERNAL_FROM", 0)
     model, inputs = random_model(), random_inputs(batch=1, count=1)
@@ -46,6 +47,7 @@ def test_wrong_arguments(tmp_path):
         export_onnx(model, tmp_path / "model.onnx", kind="panoptic")
 
 
+@pytest.mark.slow
 def test_the_command_exports_and_checks_the_bundled_model(tmp_path, capsys):
     assert main(["onnx", str(tmp_path / "small.onnx"), "--examples", "2"]) == 0
     assert "largest difference from torch" in capsys.readouterr().out

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from incontext.cli.segment import class_names
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -67,7 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="NAMES",
         help=f"what to write beside the masks, of {', '.join(FORMATS)} (default: all)",
     )
-    parser.add_argument("--names", type=_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
+    parser.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
     parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored frame; takes twice the time")
     parser.add_argument(
@@ -233,13 +235,3 @@ def _summary(job: Any, output: Path, total: int) -> str:
     if looks:
         lines.append(f"look at frames {', '.join(looks)}; all of them are in track.json")
     return "\n".join(lines)
-
-
-def _names(text: str) -> dict[int, str]:
-    names = {}
-    for part in text.split(","):
-        id, _, name = (piece.strip() for piece in part.partition("="))
-        if not (id.isascii() and id.isdigit() and int(id) > 0 and name):
-            raise argparse.ArgumentTypeError(f"expected ids with their names such as 1=cell,2=nucleus, got {part!r}")
-        names[int(id)] = name
-    return names
