@@ -128,6 +128,26 @@ class Predictor:
         """Where the model runs."""
         return self._painter.device
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments, but for model, device and precision, that make another predictor like this one."""
+        names = ("kind", "ids_per_pass", "seed", "palette", "refine")
+        return {name: getattr(self, name) for name in names} | {"temperature": self._given_temperature}
+
+    def varied(self, **changes: Any) -> Predictor:
+        """Returns a predictor like this one but for some settings. They share the model as it is made ready here.
+
+        Args:
+            changes: any of `settings`.
+
+        Raises:
+            ValueError: for a value outside of its range.
+        """
+        other = Predictor(self.model, device=self.device, **self.settings | changes)
+        if "fingerprint" in vars(self):
+            other.fingerprint = self.fingerprint
+        return other
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the model; see `incontext.model.checkpoint.fingerprint`. Packs are made for one."""

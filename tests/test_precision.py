@@ -11,8 +11,10 @@ from random_models import TINY, TINY_CACHED, random_inputs, random_model
 from torch import nn
 
 from incontext.model import fast_linear
+from incontext.model.checkpoint import fingerprint
 from incontext.model.fast_linear import FastLinear
 from incontext.model.inference import for_inference, pick_precision, with_prompt_caching
+from incontext.predictor import Predictor
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
@@ -129,3 +131,10 @@ def test_caching_by_approximation_is_another_model_with_the_same_weights():
     served = cached.forward_cached(query, cached.encode_prompt(images, targets))
     torch.testing.assert_close(served, random_model(TINY_CACHED)(query, images, targets), atol=1e-5, rtol=0)
     assert np.abs((served - model(query, images, targets)).numpy()).mean() > 0.01
+
+
+def test_predictors_in_half_precision_are_varied_without_another_fingerprint():
+    """The rounded weights would have one of their own, and refuse the model's packs."""
+    one = Predictor(random_model(TINY), device="cpu", precision="fp16")
+    other = one.varied(seed=3)
+    assert other.model is one.model and other.fingerprint == one.fingerprint == fingerprint(random_model(TINY))

@@ -299,3 +299,17 @@ def test_a_vanishing_object_is_reported(caplog):
     prompt = Prompt.build([Example(photo((500, 500)), labels)], 10)
     prompt.canvases(0, (32, 32))
     assert "[1]" in caplog.text and "32 x 32" in caplog.text
+
+
+def test_a_varied_predictor_keeps_all_other_settings_and_the_model():
+    one = predictor(tiny(), kind="semantic", ids_per_pass=3, seed=4, temperature=99.0, refine=True)
+    other = one.varied(temperature=5.0)
+    assert other.model is one.model and other.device == one.device
+    assert other.settings == one.settings | {"temperature": 5.0}
+    assert one.settings["temperature"] == 99.0
+    with pytest.raises(ValueError, match="temperature"):
+        one.varied(temperature=0)
+
+
+def test_a_temperature_that_was_not_given_is_left_to_the_packs():
+    assert predictor(tiny()).varied(kind="semantic").settings["temperature"] is None

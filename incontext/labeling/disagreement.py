@@ -25,18 +25,7 @@ def recoloured(predictor: Predictor, count: int = 4, *, seed: int = 0) -> list[P
         count: how many.
         seed: of their colours; the same seed gives the same colours.
     """
-    return [
-        Predictor(
-            predictor.model,
-            device=predictor.device,
-            kind=predictor.kind,
-            ids_per_pass=predictor.ids_per_pass,
-            seed=seed * 10_007 + number,
-            temperature=predictor.temperature,
-            refine=predictor.refine,
-        )
-        for number in range(1, count + 1)
-    ]
+    return [predictor.varied(seed=seed * 10_007 + number, palette=None) for number in range(1, count + 1)]
 
 
 def disagreement(

@@ -21,7 +21,7 @@ from incontext.labeling.fingerprints import fingerprint_of, prompt_fingerprint
 from incontext.labeling.image_writer import ImageWriter
 from incontext.labeling.inputs import Input, find_images
 from incontext.labeling.job_record import JobRecord, recorded_temperature
-from incontext.labeling.labeller import Labeller, predictor_options
+from incontext.labeling.labeller import Labeller
 from incontext.labeling.local_engine import run_local
 from incontext.labeling.manifest import MANIFEST, Manifest, Recipe, Row
 from incontext.labeling.plan import MASKS, Plan
@@ -178,8 +178,7 @@ class _Job:
         plan = Plan(inputs, self.out, recipe, self.writer.fingerprint, corrections)
         if config.calibrate:
             temperature = recorded_temperature(self.out, recipe) or fit_temperature(predictor, self.examples)
-            options = {**predictor_options(predictor), "temperature": temperature}
-            self.predictor = Predictor(predictor.model, device=predictor.device, **options)
+            self.predictor = predictor.varied(temperature=temperature)
         with _explained(self.out):
             JobRecord(recipe, settings, self.names, len(self.examples), self.predictor.temperature).write(self.out)
         return plan

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +29,6 @@ class Labelled:
 
     segmentation: Segmentation
     disagreement: float | None = None
-
-
-def predictor_options(predictor: Predictor) -> dict[str, Any]:
-    """The arguments, but for model and device, that make another predictor like this one."""
-    names = ("kind", "ids_per_pass", "seed", "palette", "temperature", "refine")
-    return {name: getattr(predictor, name) for name in names}
 
 
 class Labeller:

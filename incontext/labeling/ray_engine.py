@@ -20,7 +20,7 @@ import numpy as np
 
 from incontext.labeling.config import LabelConfig
 from incontext.labeling.image_writer import ImageWriter
-from incontext.labeling.labeller import Labeller, predictor_options
+from incontext.labeling.labeller import Labeller
 from incontext.labeling.local_engine import run_local
 from incontext.labeling.manifest import Row
 from incontext.labeling.reading import JobStopped, Task
@@ -43,7 +43,7 @@ class _Share:
     """What an actor needs to make its own labeller. It travels to each machine once."""
 
     model: nn.Module
-    options: dict
+    settings: dict
     examples: tuple[Example, ...]
     config: LabelConfig
     cache: Path | None
@@ -54,7 +54,7 @@ class _Actor:
     """Holds a model, and labels one block of tasks after another."""
 
     def __init__(self, share: _Share, device: str) -> None:
-        predictor = Predictor(share.model, device=device, **share.options)
+        predictor = Predictor(share.model, device=device, **share.settings)
         self._labeller = Labeller(predictor, share.examples, share.config, share.cache)
         self._writer = share.writer
 
@@ -94,7 +94,7 @@ def run_ray(tasks: Sequence[Task], labeller: Labeller, writer: ImageWriter, on_r
     workers = config.workers or max(1, int(there.get("GPU", 0)) if gpu else int(there.get("CPU", 1)) - 1)
     share = _Share(
         copy.deepcopy(predictor.model).cpu() if gpu else predictor.model,
-        predictor_options(predictor),
+        predictor.settings,
         labeller.examples,
         config,
         labeller.cache and labeller.cache.absolute(),
