@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from incontext.cli.arguments import number_list
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command `bench`."""
@@ -23,10 +25,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="bundled (default), or a size with random weights, which computes as fast as with published ones",
     )
     parser.add_argument(
-        "--examples", type=_numbers, metavar="N,N", help="how many examples (default 1,2,4,8,16; vit-large 1,8)"
+        "--examples", type=number_list, metavar="N,N", help="how many examples (default 1,2,4,8,16; vit-large 1,8)"
     )
     parser.add_argument(
-        "--batch", type=_numbers, default=(), metavar="B,B", help="also several queries at once, with one example"
+        "--batch", type=number_list, default=(), metavar="B,B", help="also several queries at once, with one example"
     )
     parser.add_argument("--precision", default="fp32", metavar="P,P", help="of fp32,bf16,fp16,auto (default fp32)")
     parser.add_argument("--device", default="auto", metavar="D,D", help="of cpu,cuda,mps (default auto)")
@@ -80,13 +82,3 @@ def run(args: argparse.Namespace) -> int:
     print(markdown(results))
     print(f"bench.json, bench.md and the chart bench.png are in {args.output}")
     return 0
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,4, got {text!r}") from None
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"expected numbers of 1 or more, got {text!r}")
-    return numbers

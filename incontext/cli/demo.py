@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from incontext.cli.model_options import add_device, add_model, open_predictor
+
 TASKS = ("biggest red sphere", "kinds", "shadows", "top faces")
 
 
@@ -19,13 +21,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("incontext-demo"), metavar="DIR", help="where to write"
     )
-    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
+    add_model(parser)
     parser.add_argument("--shots", type=int, default=2, metavar="N", help="examples per task (default 2)")
     parser.add_argument("--queries", type=int, default=4, metavar="N", help="scenes to segment per task (default 4)")
     parser.add_argument("--tasks", metavar="NAME,NAME", help=f"what to segment (default: {', '.join(TASKS)})")
     parser.add_argument("--size", type=int, default=256, metavar="PIXELS", help="side of the scenes (default 256)")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
@@ -34,8 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from incontext.evaluation import BASELINES, Report, rendered, score_episodes
     from incontext.evaluation.report import aligned, save
     from incontext.export import overlay, write_image, write_indexed
-    from incontext.model.zoo import load_model
-    from incontext.predictor import Predictor
     from incontext.scenes import TASKS as KNOWN
 
     tasks = [task.strip() for task in args.tasks.split(",")] if args.tasks else list(TASKS)
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if min(args.shots, args.queries) < 1 or args.size < 32:
         raise ValueError("expected at least 1 example, 1 query and a side of 32 pixels; give larger numbers")
 
-    methods = {"model": Predictor(load_model(args.model), device=args.device)}
+    methods = {"model": open_predictor(args)}
     methods.update({baseline.name: baseline() for baseline in BASELINES})
     scores, samples = [], []
     for task in tasks:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from incontext.cli import evaluate_pixels, evaluate_risk, evaluate_video
-from incontext.cli.number_lists import number_list, positive, word_list
+from incontext.cli.arguments import number_list, positive, word_list
+from incontext.cli.model_options import add_device
 from incontext.cli.progress import progress
 
 
@@ -46,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="name or file; may be given several times; none: the baselines alone (default: the bundled one)",
     )
     folders.add_argument("--ensemble", choices=("feature", "spatial"), default="feature", help="of several examples")
-    folders.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    add_device(folders)
     folders.add_argument("--no-baselines", action="store_true", help="run the models only")
     folders.add_argument(
         "--samples",

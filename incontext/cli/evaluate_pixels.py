@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from incontext.cli.number_lists import number_list, positive
+from incontext.cli.arguments import number_list, positive
+from incontext.cli.model_options import add_device, add_model, open_predictor
 from incontext.cli.progress import progress
 
 
@@ -47,8 +48,8 @@ def add_parsers(protocols: argparse._SubParsersAction) -> None:
         "--clicks", type=number_list, default=(1, 3, 5), metavar="N,N", help="report after so many (default 1,3,5)"
     )
     clicks.add_argument("--objects", type=positive, default=1, metavar="N", help="largest of each image (default 1)")
-    clicks.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
-    clicks.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    add_model(clicks)
+    add_device(clicks)
     _add_limits(clicks)
     clicks.set_defaults(run=run_clicks)
 
@@ -58,8 +59,8 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples", action="append", default=[], metavar="SOURCE", help="a folder of images and masks, or a JSON"
     )
-    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    add_model(parser)
+    add_device(parser)
     _add_limits(parser)
 
 
@@ -136,11 +137,9 @@ def run_clicks(args: argparse.Namespace) -> int:
     from incontext.evaluation.clicks import TARGETS, click_objects, clicks_needed, mean_iou, run_clicks
     from incontext.evaluation.episodes import spread
     from incontext.labelled_folders import ImageSet, find_sets
-    from incontext.model.zoo import load_model
-    from incontext.predictor import Predictor
     from incontext.types import IGNORE
 
-    predictor = Predictor(load_model(args.model), device=args.device)
+    predictor = open_predictor(args)
     config, most = predictor.model.config, max(args.clicks)
 
     def predict(image, known):
@@ -184,9 +183,7 @@ def run_clicks(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> Callable:
     """Image -> labels, with the prompt that the user asked for."""
     from incontext.labeling.example_sources import open_examples
-    from incontext.model.zoo import load_model
     from incontext.pack.library import open_pack
-    from incontext.predictor import Predictor
 
     if not (args.pack or args.examples):
         raise ValueError("expected --pack or --examples (or --results), got none; a model needs a prompt")
@@ -196,7 +193,7 @@ def _predict(args: argparse.Namespace) -> Callable:
         if shown.renumbered:
             raise ValueError(f"--examples: expected one id for each class, got classes renumbered: {shown.renumbered}")
         sources += shown.examples
-    predictor = Predictor(load_model(args.model), device=args.device)
+    predictor = open_predictor(args)
     prompt = predictor.prompt(sources)
     return lambda image: predictor.predict(image, prompt).labels
 

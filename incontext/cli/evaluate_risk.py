@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from incontext.cli.arguments import word_list
+from incontext.cli.model_options import add_device, add_model, open_predictor
+from incontext.cli.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,18 +35,19 @@ def add_risk_parser(protocols: argparse._SubParsersAction) -> None:
     risk.add_argument(
         "--shots", type=int, default=4, metavar="N", help="images that are painted in each set (default 4)"
     )
-    risk.add_argument("--sets", metavar="NAME,NAME", help="only these sets (default: all)")
+    risk.add_argument("--sets", type=word_list, metavar="NAME,NAME", help="only these sets (default: all)")
     risk.add_argument(
         "--skip",
-        default="bsds500*",
+        type=word_list,
+        default=["bsds500*"],
         metavar="NAME,NAME",
         help="sets whose ids mean nothing across images; patterns are allowed (default bsds500*)",
     )
     risk.add_argument("--limit", type=int, metavar="N", help="queries per set, or per video (default: all)")
     risk.add_argument("--recolourings", type=int, default=4, metavar="N", help="for the disagreement (default 4)")
     risk.add_argument("--seed", type=int, default=0, help="of the choice of images and of colours (default 0)")
-    risk.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
-    risk.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    add_model(risk)
+    add_device(risk)
     risk.add_argument("-o", "--output", type=Path, metavar="DIR", help="write risk.json and risk.png there")
     risk.set_defaults(run=run)
 
@@ -54,29 +58,23 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: a number is out of its range, or the data are not laid out as expected.
     """
-    from tqdm import tqdm
-
     from incontext.evaluation.episodes import first_frame
     from incontext.evaluation.risk import RiskReport, judge_episodes, painted_once
     from incontext.evaluation.risk_report import aligned, save
     from incontext.labelled_folders import VideoSet, find_sets
-    from incontext.model.zoo import load_model
-    from incontext.predictor import Predictor
 
     if args.shots < 1 or args.recolourings < 2 or (args.limit is not None and args.limit < 1):
         raise ValueError("expected at least 1 painted image, 2 recolourings and 1 query; give larger numbers")
-    judge = _Judge(Predictor(load_model(args.model), device=args.device), args.recolourings, args.seed)
+    judge = _Judge(open_predictor(args), args.recolourings, args.seed)
     masks, images = [], []
-    for source in find_sets(args.data, args.sets.split(",") if args.sets else None):
-        if any(fnmatch.fnmatch(source.name, pattern) for pattern in args.skip.split(",")):
+    for source in find_sets(args.data, args.sets):
+        if any(fnmatch.fnmatch(source.name, pattern) for pattern in args.skip):
             continue
         if isinstance(source, VideoSet):
             episodes = first_frame(source, limit=args.limit)
         else:
             episodes = painted_once(source, args.shots, seed=args.seed, limit=args.limit)
-        # disable=None: silent unless standard error is a terminal
-        episodes = tqdm(episodes, desc=source.name, unit="query", disable=None, leave=False, file=sys.stderr)
-        found = judge_episodes(source.name, episodes, judge)
+        found = judge_episodes(source.name, progress(episodes, source.name, None, "query"), judge)
         masks += found[0]
         images += found[1]
     if not masks:
@@ -137,15 +135,9 @@ class _Judge:
     def _calibrate(self, examples: Sequence[Example]) -> None:
         """Fits the temperature to examples that are new; episodes of one set or video share theirs."""
         from incontext.labeling.calibration import fit_temperature
-        from incontext.predictor import Predictor
 
         if examples is not self._examples:
             temperature = fit_temperature(self.predictor, examples)
             self.temperatures.append(round(temperature, 1))
-            self._calibrated = Predictor(
-                self.predictor.model,
-                device=self.predictor.device,
-                temperature=temperature,
-                refine=self.predictor.refine,
-            )
+            self._calibrated = self.predictor.varied(temperature=temperature)
             self._examples = examples

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from incontext.cli.number_lists import number_list, positive, word_list
+from incontext.cli.arguments import number_list, positive, word_list
+from incontext.cli.model_options import add_device, add_model, open_predictor
 from incontext.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def add_parsers(protocols: argparse._SubParsersAction) -> None:
 
 
 def _add_tracker(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
+    add_model(parser)
     parser.add_argument(
         "--memory",
         type=functools.partial(number_list, least=0),
@@ -80,7 +81,7 @@ def _add_tracker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", type=word_list, default=["selective"], metavar="NAME,NAME", help="selective, fifo, or both"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    add_device(parser)
 
 
 def _add_tracking(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +134,7 @@ def run_clips(args: argparse.Namespace) -> int:
             "expected at most 20 objects, and at least 8 frames of 32 pixels; change --objects or --frames"
         )
     runs: dict[str, list] = {}
-    for name, track in _tracks(args, _predictor(args)).items():
+    for name, track in _tracks(args, open_predictor(args)).items():
         for objects in args.objects:
             clips = random_clips(objects, args.clips, size=(args.size, args.size), frames=args.frames, seed=args.seed)
             clips = progress(clips, f"{name}, {objects} objects", args.clips, "clip")
@@ -162,7 +163,7 @@ def _run(args: argparse.Namespace, videos: list, *, top: str, seen: frozenset[st
         scores, failures = score_folder(videos, inner if inner.is_dir() else args.results)
         runs = [vos_report.VosRun(args.results.name, tuple(scores), failures=failures)]
     else:
-        predictor = _predictor(args)
+        predictor = open_predictor(args)
         settings = {"model": predictor.fingerprint, "data": str(args.data.resolve())}
         tracks = _tracks(args, predictor)
         with tempfile.TemporaryDirectory(prefix="incontext-") as spare:
@@ -219,13 +220,6 @@ def _archive(run: VosRun, videos: list, folder: Path, top: str) -> None:
 
 def _stem(name: str) -> str:
     return name.replace(" ", "-")
-
-
-def _predictor(args: argparse.Namespace) -> Predictor:
-    from incontext.model.zoo import load_model
-    from incontext.predictor import Predictor
-
-    return Predictor(load_model(args.model), device=args.device)
 
 
 def _tracks(args: argparse.Namespace, predictor: Predictor) -> dict[str, Callable]:

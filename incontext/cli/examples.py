@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from incontext.cli.model_options import add_device, add_model, open_predictor
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from incontext.labeling.example_scores import ExampleReport
     from incontext.labeling.left_out import LeftOut
     from incontext.labeling.suggestion import Suggestion
-    from incontext.predictor import Predictor
 
 _SHOWN_MEMBERS = 3  # images beside each suggestion that it stands for
 
@@ -43,7 +44,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--budget", type=int, default=1000, metavar="N", help="predictions to spend, more or less (default 1000)"
     )
     score.add_argument("--size", type=int, default=8, metavar="N", help="of the largest subset to try (default 8)")
-    _add_model(score)
+    add_model(score)
+    add_device(score)
     score.set_defaults(run=run_score)
 
     suggest = tasks.add_parser(
@@ -69,13 +71,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="write suggestions.json and suggestions.png there, and keep embeddings for the next time",
     )
-    _add_model(suggest)
+    add_model(suggest)
+    add_device(suggest)
     suggest.set_defaults(run=run_suggest)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
 
 
 def run_score(args: argparse.Namespace) -> int:
@@ -89,7 +87,7 @@ def run_score(args: argparse.Namespace) -> int:
     opened = open_examples(args.sources)
     plan = Plan.of(len(opened.examples), budget=args.budget, size=args.size)
     journal = args.output / "predictions.jsonl" if args.output else None
-    left_out = LeftOut(_predictor(args), opened.examples, journal=journal)
+    left_out = LeftOut(open_predictor(args), opened.examples, journal=journal)
     print(f"{plan.count} examples, at most {plan.predictions} predictions", file=sys.stderr)
     # disable=None: silent unless standard error is a terminal
     with tqdm(total=plan.predictions, unit="prediction", disable=None, leave=False, file=sys.stderr) as bar:
@@ -179,7 +177,7 @@ def run_suggest(args: argparse.Namespace) -> int:
     painted = [path for source in args.examples for path in open_examples(source).paths]
     inputs = find_images(args.images, skip=painted, skip_folders=[args.output] if args.output else [])
     paths = [each.path for each in inputs]
-    embedder = Embedder(_predictor(args), args.output)
+    embedder = Embedder(open_predictor(args), args.output)
 
     def progress(items: Any) -> Any:
         return tqdm(items, total=len(paths), unit="image", disable=None, leave=False, file=sys.stderr)
@@ -226,13 +224,6 @@ def _small(path: Path) -> np.ndarray:
     image = open_image(path)
     scale = min(1.0, 360 / max(image.shape[:2]))
     return resize_image(image, tuple(max(1, round(side * scale)) for side in image.shape[:2]))
-
-
-def _predictor(args: argparse.Namespace) -> Predictor:
-    from incontext.model.zoo import load_model
-    from incontext.predictor import Predictor
-
-    return Predictor(load_model(args.model), device=args.device)
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from incontext.cli.segment import class_names, tile_side
+from incontext.cli.arguments import class_names
+from incontext.cli.model_options import add_device, add_model, add_precision, add_refine, add_views, open_predictor
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -53,15 +54,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="default", help="name or file (default: the bundled model)")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
-    group.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16", "auto"),
-        default="fp32",
-        help="of the model's large matrices; auto: bf16 where the device is fast at it (default fp32)",
-    )
-    group.add_argument("--batch-size", type=int, metavar="N", help="images or tiles at once (default 8; on a CPU 1)")
+    add_model(group)
+    add_device(group)
+    add_precision(group)
+    add_views(group)
     group.add_argument(
         "--ensemble",
         choices=("feature", "spatial"),
@@ -71,21 +67,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--select", type=int, metavar="K", help="show each image only the K examples that suit it best, out of all"
     )
-    group.add_argument(
-        "--tile",
-        type=tile_side,
-        metavar="PIXELS",
-        help="cut larger images into tiles of this side; 'auto': where objects would be too small to be seen",
-    )
-    group.add_argument(
-        "--overlap", type=float, default=0.25, metavar="PART", help="of neighbouring tiles (default 0.25)"
-    )
-    group.add_argument("--flip", action="store_true", help="average with the mirrored image; takes twice the time")
-    group.add_argument(
-        "--refine",
-        action=argparse.BooleanOptionalAction,
-        help="fit masks to the edges of the image (default: as the model asks for)",
-    )
+    add_refine(group)
     group.add_argument(
         "--kind", choices=("instance", "semantic"), default="instance", help="what the ids are (default instance)"
     )
@@ -169,13 +151,7 @@ def run(args: argparse.Namespace) -> int:
     if args.corrections is not None and not args.corrections.is_dir():
         raise ValueError(f"--corrections: expected a folder of masks, got {args.corrections}")
     examples = open_examples(args.examples, names=args.names).examples
-
-    from incontext.model.zoo import load_model
-    from incontext.predictor import Predictor
-
-    predictor = Predictor(
-        load_model(args.model), device=args.device, kind=args.kind, refine=args.refine, precision=args.precision
-    )
+    predictor = open_predictor(args, kind=args.kind, refine=args.refine, precision=args.precision)
     try:
         summary = label(
             args.images, examples, args.output, predictor=predictor, config=config, corrections=args.corrections

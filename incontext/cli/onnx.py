@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from incontext.cli.model_options import add_model
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command `onnx`."""
@@ -16,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "float32, ImageNet-normalised; output: painting (B, 3, H, W).",
     )
     parser.add_argument("output", type=Path, metavar="NAME.onnx", help="weights of 1 GB or more lie in NAME.onnx.data")
-    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
+    add_model(parser)
     parser.add_argument("--examples", type=int, default=1, metavar="N", help="how many examples (default 1)")
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="how many queries at once (default 1)")
     parser.add_argument("--kind", choices=("instance", "semantic"), default="instance", help="default instance")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from incontext.cli.arguments import class_names
+from incontext.cli.model_options import add_device, add_model
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `packs` and its actions."""
@@ -29,10 +32,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     compiled.add_argument("--examples", metavar="DATA", help="many: a folder or file as `incontext label` takes")
     compiled.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
-    compiled.add_argument(
-        "--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)"
-    )
-    compiled.add_argument("--names", default="", metavar="1=NAME,2=NAME", help="names of ids")
+    add_model(compiled)
+    compiled.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
     compiled.add_argument("--kind", choices=("instance", "semantic"), default="semantic", help="(default semantic)")
     compiled.add_argument("--ensemble", choices=("feature", "spatial"), default="feature", help="(default feature)")
     compiled.add_argument("--tile", type=int, metavar="PIXELS", help="cut examples and queries by squares of this side")
@@ -56,10 +57,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Checks files, and that the model is theirs; with --test scores them again.",
     )
     verify.add_argument("packs", nargs="+", metavar="PACK", help="names or files")
-    verify.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
+    add_model(verify)
     verify.add_argument("--test", metavar="DATA", help="labelled images to score on")
     verify.add_argument("--real", metavar="DATA", help="with --test: compare with 8 real examples drawn from these")
-    verify.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    add_device(verify)
     verify.set_defaults(run=run_verify)
 
     push = actions.add_parser("push", help="upload a pack to the hub", description="Uploads a pack and its card.")
@@ -116,14 +117,12 @@ def run_compile(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the examples or the model are wrong.
     """
-    from incontext.cli.segment import class_names
     from incontext.cli.tune import labelled, model_title
     from incontext.model.zoo import load_model
     from incontext.pack.compiling import compile_pack, encode_pack
     from incontext.types import Example
 
-    names = class_names(args.names) if args.names else {}
-    examples = Example.open_many(args.example, names=names) if args.example else []
+    examples = Example.open_many(args.example, names=args.names) if args.example else []
     if args.examples:
         examples += labelled(args.examples)
     if not examples:

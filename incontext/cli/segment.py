@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from incontext.cli.arguments import class_names
+from incontext.cli.model_options import add_device, add_model, add_precision, add_views, open_predictor
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -48,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--pack", action="append", default=[], metavar="PACK", help="a prompt pack, by name or file; as often as needed"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where to write")
-    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
+    add_model(parser)
     parser.add_argument(
         "--ensemble",
         choices=("feature", "spatial"),
@@ -56,28 +59,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "one grid (faster)",
     )
     parser.add_argument(
-        "--tile",
-        type=tile_side,
-        metavar="PIXELS",
-        help="cut larger images into tiles of this side; 'auto': where objects would be too small to be seen",
-    )
-    parser.add_argument(
-        "--overlap", type=float, default=0.25, metavar="PART", help="of neighbouring tiles (default 0.25)"
-    )
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored image; takes twice the time")
-    parser.add_argument(
         "--kind",
         choices=("instance", "semantic"),
         help="what the ids are (default instance, unless a pack says otherwise)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16", "auto"),
-        default="fp32",
-        help="of the model's large matrices; auto: bf16 where the device is fast at it (default fp32)",
-    )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images or tiles at once (default: 8; on a CPU 1)")
+    add_device(parser)
+    add_precision(parser)
+    add_views(parser)
     parser.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
     parser.set_defaults(run=run)
 
@@ -106,12 +94,10 @@ def run(args: argparse.Namespace) -> int:
         ids = sorted({id for example in examples for id in example.ids})
         raise ValueError(f"--names: expected ids that the examples show ({ids}), got {sorted(unknown)}")
 
-    from incontext.model.zoo import load_model
     from incontext.pack.library import open_pack
-    from incontext.predictor import Predictor
 
     packs = [open_pack(each) for each in args.pack]
-    predictor = Predictor(load_model(args.model), device=args.device, precision=args.precision)
+    predictor = open_predictor(args, precision=args.precision)
     job = _Job(args, examples, predictor.prompt([*packs, *examples]), inputs, predictor)
     job.segment()
     print(job.summary())
@@ -315,24 +301,3 @@ def _shrink(image: np.ndarray, result: Segmentation) -> tuple[np.ndarray, Segmen
     size = tuple(max(1, round(side * scale)) for side in result.size)
     parts = (resize_labels(part, size) for part in (result.labels, result.confidence, result.painting))
     return resize_image(image, size), Segmentation(*parts, result.scores, result.names)
-
-
-def tile_side(text: str) -> int | str:
-    """An argument: pixels, or "auto"."""
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number of pixels or 'auto', got {text!r}") from None
-
-
-def class_names(text: str) -> dict[int, str]:
-    """An argument: 1=NAME,2=NAME."""
-    names = {}
-    for part in text.split(","):
-        id, _, name = (piece.strip() for piece in part.partition("="))
-        if not (id.isascii() and id.isdigit() and int(id) > 0 and name):
-            raise argparse.ArgumentTypeError(f"expected ids with their names such as 1=cell,2=nucleus, got {part!r}")
-        names[int(id)] = name
-    return names

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from incontext.cli.segment import class_names
+from incontext.cli.arguments import class_names, word_list
+from incontext.cli.model_options import add_device, add_flip, add_model, add_refine, open_predictor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,16 +71,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help=f"what to write beside the masks, of {', '.join(FORMATS)} (default: all)",
     )
     parser.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
-    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored frame; takes twice the time")
-    parser.add_argument(
-        "--refine",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="fit masks to the edges of the frame (default: as the model asks for)",
-    )
+    add_model(parser)
+    add_flip(parser)
+    add_refine(parser)
     parser.add_argument("--reader", choices=("auto", "decord", "pyav"), default="auto", help="of video files")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    add_device(parser)
     parser.add_argument(
         "--profile",
         action="store_true",
@@ -97,18 +93,14 @@ def run(args: argparse.Namespace) -> int:
     from incontext.video.frames import read_frames
     from incontext.video.writers import check_formats
 
-    formats = check_formats([name.strip() for name in args.formats.split(",") if name.strip()])
+    formats = check_formats(word_list(args.formats))
     frames = read_frames(args.video, reader=args.reader)
     chosen = _choose(args, len(frames))
     masks = _open_masks(args.mask, chosen)
     examples = _open_examples(args)
     if not (masks or examples or args.pack):
         raise ValueError("expected --mask, --example, --examples or --pack, got none; paint the first frame")
-
-    from incontext.model.zoo import load_model
-    from incontext.predictor import Predictor
-
-    predictor = Predictor(load_model(args.model), device=args.device, refine=args.refine)
+    predictor = open_predictor(args, refine=args.refine)
     if args.profile:
         return _profile(args, predictor, frames[chosen.start : chosen.stop : chosen.step], masks)
     return _track(args, predictor, frames, chosen, masks, examples, formats)

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from incontext.cli.model_options import add_device
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train pack`, `train run` and `train memory`."""
@@ -85,7 +87,7 @@ def _add_run(actions: argparse._SubParsersAction) -> None:
     train.add_argument("--minutes", type=float, help="pause after so many minutes; run again to go on")
     train.add_argument("--workers", type=int, default=0, help="processes that make batches (default 0: a thread)")
     train.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
-    train.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    add_device(train)
     train.set_defaults(run=run_train)
 
 

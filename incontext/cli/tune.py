@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from incontext.cli.model_options import add_device, add_model
+
 if TYPE_CHECKING:
     from incontext.labelled_folders import Item
     from incontext.types import Example
@@ -27,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="NAME.safetensors", help="the pack to write"
     )
-    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
+    add_model(parser)
     parser.add_argument("--config", type=Path, metavar="JSON", help="fields of TuneConfig; flags win over it")
     parser.add_argument("--examples", type=int, metavar="N", help="how many examples are learned (default 4)")
     parser.add_argument("--init", choices=("examples", "noise"), help="start from real examples (default) or noise")
@@ -53,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--test", metavar="DATA", help="score the pack, and 8 real examples, on these labelled images")
     parser.add_argument("--limit", type=int, metavar="N", help="take N images of DATA, evenly spread (default all)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 

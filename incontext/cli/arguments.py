@@ -1,4 +1,4 @@
-"""Lists on the command line: "1,4,8" and "a,b"."""
+"""How the texts of arguments are read. What they raise, argparse turns into a message."""
 
 from __future__ import annotations
 
@@ -34,3 +34,32 @@ def positive(text: str) -> int:
 def word_list(text: str) -> list[str]:
     """Reads words between commas; empty ones are dropped."""
     return [word for word in (part.strip() for part in text.split(",")) if word]
+
+
+def tile_side(text: str) -> int | str:
+    """Reads a number of pixels, or "auto".
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels or 'auto', got {text!r}") from None
+
+
+def class_names(text: str) -> dict[int, str]:
+    """Reads the names of ids, "1=NAME,2=NAME".
+
+    Raises:
+        argparse.ArgumentTypeError: an id is no whole number from 1 on, or has no name.
+    """
+    names = {}
+    for part in text.split(","):
+        id, _, name = (piece.strip() for piece in part.partition("="))
+        if not (id.isascii() and id.isdigit() and int(id) > 0 and name):
+            raise argparse.ArgumentTypeError(f"expected ids with their names such as 1=cell,2=nucleus, got {part!r}")
+        names[int(id)] = name
+    return names

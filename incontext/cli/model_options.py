@@ -1,0 +1,76 @@
+"""The options of commands that run a model, and the predictor that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from incontext.cli.arguments import tile_side
+
+if TYPE_CHECKING:
+    from incontext.predictor import Predictor
+
+
+def add_model(parser: argparse._ActionsContainer) -> None:
+    """Adds --model."""
+    parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Adds --device."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+
+
+def add_precision(parser: argparse._ActionsContainer) -> None:
+    """Adds --precision."""
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16", "auto"),
+        default="fp32",
+        help="of the model's large matrices; auto: bf16 where the device is fast at it (default fp32)",
+    )
+
+
+def add_views(parser: argparse._ActionsContainer) -> None:
+    """Adds how the model is shown an image: --batch-size, --tile, --overlap, --flip."""
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images or tiles at once (default: 8; on a CPU 1)")
+    parser.add_argument(
+        "--tile",
+        type=tile_side,
+        metavar="PIXELS",
+        help="cut larger images into tiles of this side; 'auto': where objects would be too small to be seen",
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.25, metavar="PART", help="of neighbouring tiles (default 0.25)"
+    )
+    add_flip(parser)
+
+
+def add_flip(parser: argparse._ActionsContainer) -> None:
+    """Adds --flip."""
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image; takes twice the time")
+
+
+def add_refine(parser: argparse._ActionsContainer) -> None:
+    """Adds --refine and --no-refine."""
+    parser.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        help="fit masks to the edges of the image (default: as the model asks for)",
+    )
+
+
+def open_predictor(args: argparse.Namespace, **settings: Any) -> Predictor:
+    """Loads what --model and --device ask for.
+
+    Args:
+        args: the parsed arguments.
+        settings: further arguments of `Predictor`.
+
+    Raises:
+        CheckpointError, ValueError: the model cannot be loaded, or the device is not there.
+    """
+    from incontext.model.zoo import load_model
+    from incontext.predictor import Predictor
+
+    return Predictor(load_model(args.model), device=args.device, **settings)
