@@ -2,70 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from random_models import random_inputs, random_model
-from small_sets import write_sets
+from training_runs import BASE, rows, state, write_pack
 
 import incontext as ic
 from incontext.cli.main import main
 from incontext.model.config import PRESETS
 from incontext.training import loop, validation
 from incontext.training.config import TrainConfig
-from incontext.training.distributed import Group
-from incontext.training.loader import StepBatches, load
 from incontext.training.loop import make_model, train
-from incontext.training.losses import correct_batch, losses, weigh
+from incontext.training.losses import losses, weigh
 from incontext.training.low_rank import add_low_rank, merge
 from incontext.training.memory import memory_table, saved_bytes
 from incontext.training.optimiser import learning_rate, make_optimiser
 from incontext.training.pack import Pack
-from incontext.training.pack_writer import pack_folders
 from incontext.training.validation import CLICKED, fixed_episodes, paint_episodes, picture, score
 
-BASE = TrainConfig(
-    preset="tiny",
-    size=(32, 32),
-    steps=6,
-    batch_size=4,
-    shots={0: 1.0, 1: 2.0, 2: 2.0},
-    prompted=0.4,
-    corrected=0.4,
-    learning_rate=1e-3,
-    warmup=2,
-    evaluate_every=3,
-    seed=3,
-)
 RECIPES = Path(loop.__file__).parent / "recipes"
 ATTENDS = {"attending": {}, "not attending": {"examples_attend_query": False}}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
-    root = write_sets(tmp_path_factory.mktemp("sets"))
-    return pack_folders(root, root.parent / "all.pack").path
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums of several threads may differ in their last digits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def rows(out):
-    with (out / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return write_pack(tmp_path_factory.mktemp("sets"))
 
 
 def same(first, second):
@@ -77,10 +44,6 @@ def same(first, second):
     if isinstance(first, list):
         return len(first) == len(second) and all(map(same, first, second))
     return first == second
-
-
-def state(out):
-    return torch.load(out / "state.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("model", ATTENDS.values(), ids=ATTENDS)
@@ -279,120 +242,6 @@ def test_pictures_show_what_was_scored(pack):
     image = picture(paintings, episodes)
     assert image.shape == (6 * 36, 5 * 36, 3)
     assert np.array_equal(image[72:104, 144:176], validation._bytes(batch.target[0]))  # row 2, last cell
-
-
-def test_the_loss_is_about_what_is_not_said(pack):
-    """The same for any painting where something is said, or labels are ignored."""
-    raw = StepBatches(Pack(pack), dataclasses.replace(BASE, prompted=1.0), 8, Group())[0]
-    batch = loop.prepare(raw, 8)
-    weights, noise = weigh(batch, BASE, 0.5), torch.randn_like(batch.target)
-    free = (batch.unknown > 0) & (batch.labels != 255)[:, None]
-    assert torch.equal(weights.painting > 0, free) and not free.all()
-
-    def loss(painting):
-        return losses(lambda *args, **kwargs: painting, batch, weights, dataclasses.replace(BASE, matching=(0, 0)), 0.5)
-
-    assert torch.equal(loss(batch.target)["loss"], torch.tensor(0.0))
-    assert torch.equal(loss(torch.where(free, batch.target, noise))["loss"], torch.tensor(0.0))
-    assert loss(torch.where(free, noise, batch.target))["loss"] > 0.1
-
-
-def test_own_mistakes_are_pointed_out(pack):
-    config = dataclasses.replace(BASE, corrected=1.0, prompted=1.0)
-    batch = loop.prepare(StepBatches(Pack(pack), config, 8, Group())[0], 8)
-    model = random_model().train()
-    told = correct_batch(model, batch, config)
-    assert model.training and all(parameter.grad is None for parameter in model.parameters())
-    said_before, said_now = batch.unknown == 0, told.unknown == 0
-    assert (said_now & ~said_before).any() and torch.equal(told.labels, batch.labels)
-    assert (
-        correct_batch(model, dataclasses.replace(batch, corrected=torch.zeros_like(batch.corrected)), config)
-        is not None
-    )
-
-
-PLAIN = {"stochastic_depth": 0.0}  # its draws differ between parts of a batch
-
-
-def test_micro_batches_and_checkpointing_change_no_gradient(pack):
-    """But for rounding, with any number of examples, corrected queries and the matching loss."""
-    shots = set()
-    for step in (0, 1, 4):
-        gradients = []
-        for size, checkpointing in ((0, False), (3, True)):
-            config = dataclasses.replace(BASE, steps=9, model=PLAIN, micro_batch=size, checkpointing=checkpointing)
-            started = loop._start(config, torch.device("cpu"))
-            started.step = step
-            batch = loop.prepare(StepBatches(Pack(pack), config, 8, Group())[step], 8)
-            loop._step(config, started, batch, Group())
-            gradients.append({name: p.grad for name, p in started.model.named_parameters()})
-        shots.add(batch.example_images.shape[1])
-        for name in gradients[0]:
-            torch.testing.assert_close(*(each[name] for each in gradients), atol=2e-6, rtol=1e-4)
-    assert shots == {0, 1, 2}
-
-
-def test_shares_of_two_processes_add_up_to_one(pack):
-    """Gradients are exact but for rounding, however unevenly labels and prompts lie."""
-    config = dataclasses.replace(BASE, model=PLAIN, batch_size=5)
-    results = []
-    for size in (1, 2):
-        raws = [StepBatches(Pack(pack), config, 8, Group(rank, size))[5] for rank in range(size)]
-        model = make_model(config).train()
-        batches = [correct_batch(model, loop.prepare(raw, 8), config) for raw in raws]
-        totals = sum(weigh(batch, config, 0.5).totals for batch in batches)
-        for batch in batches:
-            weights = weigh(batch, config, 0.5)
-            found = losses(model, batch, weights, config, 0.5)
-            sum(v * n for v, n in zip(found.values(), weights.totals / totals, strict=False)).backward()
-        results.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    for name in results[0]:
-        torch.testing.assert_close(*(each[name] for each in results), atol=2e-6, rtol=1e-4)
-
-
-def test_two_processes_train_as_one(pack, tmp_path):
-    """Started as users start them, with a joint batch that does not divide evenly."""
-    config = dataclasses.replace(BASE, model=PLAIN, steps=3, batch_size=5, evaluate_every=0)
-    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    command = ["train", "run", str(pack), "--config", str(tmp_path / "config.json"), "--device", "cpu", "-o"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "incontext",
-    ]
-    subprocess.run([*torchrun, *command, str(tmp_path / "two")], check=True, capture_output=True, timeout=120)
-    train(config, pack, tmp_path / "one")
-    start = dict(make_model(config).named_parameters())
-    one, two = (state(tmp_path / name)["model"] for name in ("one", "two"))
-    # Adam turns the rounding of a gradient that is nearly zero into a step, so single weights may differ.
-    apart = sum((one[name] - two[name]).square().sum() for name in start)
-    moved = sum((one[name] - start[name]).square().sum() for name in start)
-    assert 0 < moved and apart < 1e-3 * moved
-    found = [float(rows(tmp_path / name)[0]["loss"]) for name in ("one", "two")]
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
-
-
-def test_processes_share_the_joint_batch(pack):
-    whole = StepBatches(Pack(pack), BASE, 8, Group())[2]
-    halves = [StepBatches(Pack(pack), BASE, 8, Group(rank, 2))[2] for rank in range(2)]
-    for rank, half in enumerate(halves):
-        assert torch.equal(half.images, whole.images[rank::2]) and torch.equal(half.said, whole.said[rank::2])
-    with pytest.raises(ValueError, match="2 episodes of 2 examples in a step for 3 processes"):
-        StepBatches(Pack(pack), BASE, 8, Group(0, 3))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_loader_keeps_the_order(workers, pack):
-    batches = StepBatches(Pack(pack), BASE, 8, Group())
-    found = list(load(batches, 2, workers, torch.device("cpu")))
-    assert len(found) == 4
-    for step, batch in enumerate(found, start=2):
-        assert torch.equal(batch.images, batches[step].images)
 
 
 @pytest.mark.parametrize("trainable", ["head", "low-rank"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from incontext.canvas import pixels_to_patches
 from incontext.image import normalise
@@ -129,6 +129,17 @@ class Batch:
         """Yields the batch in parts of at most `size` queries."""
         for rows in torch.arange(len(self), device=self.query.device).split(size):
             yield self.take(rows)
+
+    def paint(self, model: nn.Module, kind: str | Sequence[str] | None = None) -> Tensor:
+        """Returns what a model paints, (B, 3, H, W). `kind` stands in for the batch's own kinds."""
+        return model(
+            self.query,
+            self.example_images,
+            self.example_targets,
+            query_target=self.shown,
+            hidden=self.hidden,
+            kind=self.kinds if kind is None else kind,
+        )
 
     def tell(self, said: Tensor, patch_size: int) -> Batch:
         """Returns the batch with other prompts on its queries: (B, H, W) uint8, as in `RawBatch`."""

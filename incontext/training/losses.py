@@ -50,14 +50,7 @@ def losses(model: SegGPT, batch: Batch, weights: Weights, config: TrainConfig, p
     matches = factor > 0 and config.trainable != "head" and batch.example_images.shape[1] > 0
     with autocast(config, batch.query.device.type), contextlib.ExitStack() as stack:
         matching = stack.enter_context(MatchingLoss(model)) if matches else None
-        painting = model(
-            batch.query,
-            batch.example_images,
-            batch.example_targets,
-            query_target=batch.shown,
-            hidden=batch.hidden,
-            kind=batch.kinds,
-        )
+        painting = batch.paint(model)
         everywhere = torch.ones_like(batch.hidden)  # the weights say where
         found = {"loss": smooth_l1(painting.float(), batch.target, everywhere, beta=config.beta, weight=weights[0])}
         if matching:
@@ -85,14 +78,7 @@ def correct_batch(model: SegGPT, batch: Batch, config: TrainConfig) -> Batch:
     model.eval()
     for part in chosen.split(config.micro_batch or len(batch)):
         with autocast(config, batch.query.device.type):
-            painting = model(
-                part.query,
-                part.example_images,
-                part.example_targets,
-                query_target=part.shown,
-                hidden=part.hidden,
-                kind=part.kinds,
-            )
+            painting = part.paint(model)
         paintings.append(decode(painting, part.colours))
     model.train(training)
     painted, labels = (each.cpu().numpy().astype(np.uint8) for each in (torch.cat(paintings), chosen.labels))

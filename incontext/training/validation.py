@@ -57,18 +57,9 @@ def paint_episodes(model: SegGPT, episodes: Mapping[str, Batch], device: torch.d
     paintings = {}
     for name, batch in episodes.items():
         parts = []
+        kind = None if name == CLICKED else "semantic"
         for part in batch.split(_AT_ONCE):
-            part = part.to(device)
-            kind = part.kinds if name == CLICKED else "semantic"
-            painting = model(
-                part.query,
-                part.example_images,
-                part.example_targets,
-                query_target=part.shown,
-                hidden=part.hidden,
-                kind=kind,
-            )
-            parts.append(painting.float().cpu())
+            parts.append(part.to(device).paint(model, kind).float().cpu())
         paintings[name] = torch.cat(parts)
     return paintings
 
