@@ -375,16 +375,16 @@ class Predictor:
         decoder, temperature = None, self._given_temperature or prompt.temperature or self.temperature
         for views in passes:
             if decoder is None:
-                refinement = None if query.image is None else self._refinement(query)
+                refinement = None if query.image is None else self._refinement(query, views.device)
                 decoder = Decoder(query.layout.size, prompt.palettes, views.device, temperature, refinement)
             decoder.add([query.layout.join(view) for view in views])
         return decoder.finish(prompt.names, query.given)
 
-    def _refinement(self, query: _Query) -> Refinement:
+    def _refinement(self, query: _Query, device: torch.device) -> Refinement:
         shown = query.layout.size if query.layout.tile is None else (query.layout.tile,) * 2
         config = self.model.config
         sides = [config.patch_size * side / pixels for side, pixels in zip(shown, config.image_size, strict=True)]
-        return Refinement(query.image, (sides[0] * sides[1]) ** 0.5)
+        return Refinement(query.image, (sides[0] * sides[1]) ** 0.5, device)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

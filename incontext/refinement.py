@@ -8,6 +8,7 @@ fitted at a low resolution and applied to the picture at its own, where edges ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,15 +26,17 @@ _WINDOW = 6  # radius of a window at the resolution where functions are fitted; 
 
 @dataclass(frozen=True, eq=False)
 class Refinement:
-    """Fits probabilities to the edges of one picture.
+    """Fits probabilities to the edges of one picture, any number of times.
 
     Attributes:
         image: uint8 (H, W, 3).
         patch: side of one of the model's patches, in the image's pixels.
+        device: where the probabilities are.
     """
 
     image: np.ndarray
     patch: float
+    device: torch.device = torch.device("cpu")
 
     @property
     def working_size(self) -> tuple[int, int]:
@@ -51,10 +54,7 @@ class Refinement:
         Returns:
             Their coefficients, (4, K, h, w): of red, green, blue, and the constant.
         """
-        picture = torch.from_numpy(self.image).to(probabilities.device)
-        guide = picture.movedim(-1, 0)[None].float() / 255
-        guide = F.interpolate(guide, self.working_size, mode="bilinear", align_corners=False, antialias=True)[0]
-        return guided_coefficients(guide, probabilities, max(1, round(min(self._radius, _WINDOW))))
+        return self._filter.fit(probabilities)
 
     def apply(self, coefficients: Tensor, rows: slice) -> Tensor:
         """Evaluates the functions on some rows of the image.
@@ -67,9 +67,8 @@ class Refinement:
             float (K, rows, W), at least 0, with sum 1 over K.
         """
         height, width = self.image.shape[:2]
-        device = coefficients.device
-        picture = torch.from_numpy(self.image[rows]).to(device).movedim(-1, 0).float() / 255
-        at = (torch.arange(*rows.indices(height), device=device) + 0.5) * coefficients.shape[-2] / height - 0.5
+        picture = self._picture[:, rows].float() / 255
+        at = (torch.arange(*rows.indices(height), device=self.device) + 0.5) * coefficients.shape[-2] / height - 0.5
         at = at.clamp(0, coefficients.shape[-2] - 1)
         above = at.long()
         below = (above + 1).clamp(max=coefficients.shape[-2] - 1)
@@ -84,43 +83,64 @@ class Refinement:
         """Of a window, in the image's pixels."""
         return REACH * self.patch
 
+    @cached_property
+    def _picture(self) -> Tensor:
+        """uint8 (3, H, W)."""
+        return torch.from_numpy(self.image).to(self.device).movedim(-1, 0)
 
-def guided_coefficients(guide: Tensor, values: Tensor, radius: int, smoothness: float = SMOOTHNESS) -> Tensor:
-    """Least-squares fit of values as linear functions of colour, window by window.
-
-    Args:
-        guide: (3, h, w) in 0..1.
-        values: (K, h, w).
-        radius: a window has 2 * radius + 1 pixels a side, fewer at the border.
-        smoothness: ridge term: how much colours must vary for the fit to follow them.
-
-    Returns:
-        (4, K, h, w): mean coefficients, over all windows that hold a pixel, of red, green, blue and 1.
-    """
-    count = len(values)
-    mean_guide, mean_values = _box(guide, radius), _box(values, radius)
-    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
-    products = _box(torch.stack([guide[i] * guide[j] for i, j in pairs]), radius)
-    spread = [products[n] - mean_guide[i] * mean_guide[j] + (i == j) * smoothness for n, (i, j) in enumerate(pairs)]
-    joint = _box((guide[:, None] * values).flatten(0, 1), radius).unflatten(0, (3, count))
-    joint = joint - mean_guide[:, None] * mean_values
-    slopes = torch.stack(_solve_symmetric(spread, joint.unbind(0)))
-    offset = mean_values - (slopes * mean_guide[:, None]).sum(0)
-    return _box(torch.cat((slopes, offset[None])).flatten(0, 1), radius).unflatten(0, (4, count))
+    @cached_property
+    def _filter(self) -> GuidedFilter:
+        guide = self._picture[None].float() / 255
+        guide = F.interpolate(guide, self.working_size, mode="bilinear", align_corners=False, antialias=True)[0]
+        return GuidedFilter(guide, max(1, round(min(self._radius, _WINDOW))))
 
 
-def _solve_symmetric(matrix: list[Tensor], right: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Solves 3 x 3 systems by cofactors. The matrix is given as its rows' upper parts: xx, xy, xz, yy, yz, zz."""
+class GuidedFilter:
+    """Least-squares fits of values as linear functions of colour, window by window."""
+
+    def __init__(self, guide: Tensor, radius: int, smoothness: float = SMOOTHNESS) -> None:
+        """
+        Args:
+            guide: (3, h, w) in 0..1.
+            radius: a window has 2 * radius + 1 pixels a side, fewer at the border.
+            smoothness: ridge term: how much colours must vary for the fit to follow them.
+        """
+        self.guide, self.radius = guide, radius
+        self._mean = _box(guide, radius)
+        pairs = [(i, j) for i in range(3) for j in range(i, 3)]
+        products = _box(torch.stack([guide[i] * guide[j] for i, j in pairs]), radius)
+        covariance = [
+            products[n] - self._mean[i] * self._mean[j] + (i == j) * smoothness for n, (i, j) in enumerate(pairs)
+        ]
+        self._inverse = _invert_symmetric(covariance)
+
+    def fit(self, values: Tensor) -> Tensor:
+        """Fits.
+
+        Args:
+            values: (K, h, w).
+
+        Returns:
+            (4, K, h, w): mean coefficients, over all windows that hold a pixel, of red, green, blue and 1.
+        """
+        count = len(values)
+        mean = _box(values, self.radius)
+        x, y, z = (
+            _box(channel * values, self.radius) - at * mean for channel, at in zip(self.guide, self._mean, strict=True)
+        )
+        xx, xy, xz, yy, yz, zz = self._inverse
+        slopes = torch.stack((xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z))
+        offset = mean - (slopes * self._mean[:, None]).sum(0)
+        return _box(torch.cat((slopes, offset[None])).flatten(0, 1), self.radius).unflatten(0, (4, count))
+
+
+def _invert_symmetric(matrix: list[Tensor]) -> Tensor:
+    """Inverts 3 x 3 matrices by cofactors. They are given and returned as their rows' upper parts:
+    xx, xy, xz, yy, yz, zz."""
     xx, xy, xz, yy, yz, zz = matrix
     a, b, c = yy * zz - yz * yz, xz * yz - xy * zz, xy * yz - xz * yy
     d, e, f = xx * zz - xz * xz, xy * xz - xx * yz, xx * yy - xy * xy
-    determinant = xx * a + xy * b + xz * c
-    x, y, z = right
-    return (
-        (a * x + b * y + c * z) / determinant,
-        (b * x + d * y + e * z) / determinant,
-        (c * x + e * y + f * z) / determinant,
-    )
+    return torch.stack((a, b, c, d, e, f)) / (xx * a + xy * b + xz * c)
 
 
 def _box(planes: Tensor, radius: int) -> Tensor:

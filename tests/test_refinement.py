@@ -4,7 +4,7 @@ import torch
 
 from incontext.decoding import Decoder
 from incontext.palette import DEFAULT_TEMPERATURE, Palette
-from incontext.refinement import Refinement, guided_coefficients
+from incontext.refinement import GuidedFilter, Refinement
 
 
 def picture(edge: int, size=(48, 64)) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_linear_functions_of_colour_are_found_exactly():
     generator = torch.Generator().manual_seed(3)
     guide = torch.rand(3, 30, 40, generator=generator)
     values = (0.2 * guide[0] - 0.5 * guide[1] + 0.1 * guide[2] + 0.3)[None]
-    coefficients = guided_coefficients(guide, values, radius=4, smoothness=1e-9)
+    coefficients = GuidedFilter(guide, radius=4, smoothness=1e-9).fit(values)
     expected = torch.tensor([0.2, -0.5, 0.1, 0.3]).view(4, 1, 1, 1).expand(4, 1, 30, 40)
     torch.testing.assert_close(coefficients, expected, atol=1e-3, rtol=0)
 

@@ -116,14 +116,14 @@ class _Judge:
         found = self._calibrated.predict(image, examples)
         others = [each.predict(image, examples) for each in self.recoloured]
         agreement = Trust(1 - disagreement_score(others), agreements(found, others))
-        calibrated = Trust(image_score(found), expected_ious(found))
+        found_ious, expected = expected_ious(found), expected_ious(plain)
+        calibrated = Trust(image_score(found, found_ious), found_ious)
         # A mask that only one temperature finds (several passes can differ) has no score from the other.
         confidence = {id: plain.scores.get(id, 0.0) for id in found.ids}
-        expected = expected_ious(plain)
         mean = sum(plain.scores.values()) / len(plain.scores) if plain.scores else float(plain.confidence.mean())
         return found, {
             "mean confidence": Trust(mean, confidence),
-            "expected IoU": Trust(image_score(plain), {id: expected.get(id, 0.0) for id in found.ids}),
+            "expected IoU": Trust(image_score(plain, expected), {id: expected.get(id, 0.0) for id in found.ids}),
             "expected IoU, calibrated": calibrated,
             "agreement": agreement,
             "calibrated x agreement": Trust(

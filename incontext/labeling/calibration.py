@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -236,13 +236,17 @@ def expected_ious(segmentation: Segmentation) -> dict[int, float]:
     return {id: float(min(1.0, sure[k + 1] / (areas[k + 1] + missed[k]))) for k, id in enumerate(ids)}
 
 
-def image_score(segmentation: Segmentation) -> float:
+def image_score(segmentation: Segmentation, ious: Mapping[int, float] | None = None) -> float:
     """How much to trust an image's result, 0..1; the lowest are to be looked at first.
 
     The mean of `expected_ious`. Where nothing was found it is the mean confidence of the least sure hundredth of
     the pixels: an object that was nearly found lowers it, an empty scene does not.
+
+    Args:
+        segmentation: of the image.
+        ious: its `expected_ious`, where they are known already.
     """
-    ious = expected_ious(segmentation)
+    ious = expected_ious(segmentation) if ious is None else ious
     if ious:
         return sum(ious.values()) / len(ious)
     flat = segmentation.confidence.ravel()

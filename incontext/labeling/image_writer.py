@@ -85,8 +85,9 @@ class ImageWriter:
             else:
                 segmentation = labelled.segmentation
                 labels, ids = segmentation.labels, segmentation.ids
-                scores = {id: round(score, 4) for id, score in expected_ious(segmentation).items()}
-                row = replace(row, scores=scores, score=round(image_score(segmentation), 4))
+                ious = expected_ious(segmentation)
+                scores = {id: round(iou, 4) for id, iou in ious.items()}
+                row = replace(row, scores=scores, score=round(image_score(segmentation, ious), 4))
                 if labelled.disagreement is not None:
                     row = replace(row, disagreement=round(labelled.disagreement, 4))
             row = replace(row, size=labels.shape, ids=ids)
