@@ -140,6 +140,13 @@ def test_many_classes_are_learned_pass_by_pass():
     assert [each.ids for each in predictor(model).prompt(pack).palettes] == [each.ids for each in pack.palettes]
 
 
+def test_more_passes_than_the_examples_can_show_are_refused():
+    """Masks that number objects have hundreds of "classes": a pass that no example shows has no prompt."""
+    numbered = [example((1 + k, 20 + k), (40, 48), seed=k) for k in range(8)]
+    with pytest.raises(ValueError, match="that show none of the ids"):
+        tune(cached_model(), numbered, dataclasses.replace(QUICK, ids_per_pass=1))
+
+
 def test_dropout_leaves_examples_out_but_never_all(monkeypatch):
     model, counts = cached_model(), []
     encode = model.encode_prompt

@@ -259,6 +259,12 @@ class _Run:
             left.remove(best)
             chosen.append(best)
             covered |= found.shown(best)
+        for part in self.parts:
+            if not covered.intersection(1 + self.ids.index(id) for id in part):
+                raise ValueError(
+                    f"expected examples that show something of each pass, got {len(chosen)} that show none of the ids "
+                    f"{part} out of {len(self.ids)}; give more examples, or masks of classes if these number objects"
+                )
         return found[chosen]
 
     def _learn(self) -> Tensor:

@@ -103,13 +103,17 @@ def _weights(front: Tensor, valid: Tensor, balance: float) -> Tensor:
 
 
 def paint_views(model: nn.Module, pack: PromptPack, views: Views) -> list[Tensor]:
-    """Paintings of views, (B, 3, h, w) in normalised space for each pass."""
+    """Paintings of views, (B, 3, h, w) in normalised space for each pass; black where no example shows any of it."""
     parameter = next(model.parameters())
     queries = normalise(views.images).to(parameter.device, parameter.dtype)
     paintings = []
     for palette in pack.palettes:
         images, targets = (each[None].to(parameter.device, parameter.dtype) for each in pack.canvases(palette))
-        paintings.append(paint(model, queries, images, targets, pack.kind, pack.ensemble).float())
+        if images.shape[1]:
+            painting = paint(model, queries, images, targets, pack.kind, pack.ensemble)
+        else:
+            painting = normalise(np.zeros_like(views.images)).to(parameter.device)
+        paintings.append(painting.float())
     return paintings
 
 
