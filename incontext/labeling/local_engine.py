@@ -39,7 +39,9 @@ def run_local(tasks: Iterable[Task], labeller: Labeller, writer: ImageWriter, on
     def collect(most: int) -> None:
         """Hands over what is written, and waits until at most so many wait."""
         while writing and (len(writing) > most or writing[0].done()):
-            on_row(writing.popleft().result())
+            row = writing[0].result()  # it stays in line while this waits, where Ctrl-C comes most often
+            writing.popleft()
+            on_row(row)
 
     def pixels(pool: ThreadPoolExecutor, readings: Iterable[Reading]) -> Iterator[np.ndarray]:
         for reading in readings:
