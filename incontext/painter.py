@@ -17,6 +17,8 @@ from incontext.image import denormalise, normalise
 from incontext.model.layers import KeyValue
 from incontext.model.prompt_cache import PromptCache, TargetStream
 from incontext.model.seggpt import SegGPT
+from incontext.pack import PackError
+from incontext.pack.tokens import add_tokens
 from incontext.prompt import Prompt, Source
 
 
@@ -142,13 +144,19 @@ class Painter:
         if mirrored:
             canvases = tuple(each.flip(-1) for each in canvases)
         images, targets = map(self._place, canvases)
+        tokens = prompt.tokens(index, ensemble=manner.ensemble)
         with _evaluating(self.model):
             if config.examples_attend_query:
+                if tokens is not None:
+                    raise PackError("expected packs without learned tokens: this model's examples attend to the query")
                 known = isinstance(self.model, SegGPT)
                 return _Condition(
                     images, targets, self.model.encode_targets(images, targets, kind=manner.kind) if known else None
                 )
-            return _Condition(cache=self.model.encode_prompt(images, targets, kind=manner.kind))
+            cache = self.model.encode_prompt(images, targets, kind=manner.kind)
+            if tokens is not None:
+                cache = add_tokens(cache, self._place(tokens), mirrored=mirrored)
+            return _Condition(cache=cache)
 
     def _join_encoded(self, prompt: Prompt, index: int, manner: Manner, mirrored: bool) -> PromptCache:
         """The cache of one pass, of sources that are encoded one by one and kept as long as they live."""

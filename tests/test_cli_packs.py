@@ -95,7 +95,9 @@ class FakeHub:
 
     def commit(self, repo, operations, commit_message):
         for each in operations:
-            shutil.copy(each.path_or_fileobj, self.root / repo / each.path_in_repo)
+            place = self.root / repo / each.path_in_repo
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(each.path_or_fileobj, place)
         return SimpleNamespace(commit_url=f"hub://{repo}/1")
 
     def files(self, repo, revision=None):
@@ -103,7 +105,8 @@ class FakeHub:
 
         if not (self.root / repo).is_dir():
             raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
-        return [path.name for path in (self.root / repo).iterdir()]
+        files = [path for path in (self.root / repo).rglob("*") if path.is_file()]
+        return [path.relative_to(self.root / repo).as_posix() for path in files]
 
     def download(self, repo, name, revision=None):
         return str(self.root / repo / name)
@@ -118,10 +121,15 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_push_and_pull(tmp_path, model, hub, capsys):
+    curve = tmp_path / "prompts" / "cells.tune" / "curve.png"
+    curve.parent.mkdir()
+    curve.write_bytes(b"a picture")
     for name in ("cells", "plants"):
         assert main("packs", "push", name, "me/packs") == 0
     assert capsys.readouterr().out.splitlines()[0] == "hub://me/packs/1"
-    assert sorted(path.suffix for path in (hub.root / "me/packs").iterdir()) == [".md", ".md", *[".safetensors"] * 2]
+    pushed = {path.relative_to(hub.root / "me/packs").as_posix() for path in (hub.root / "me/packs").rglob("*.*")}
+    packs = {f"{name}.{suffix}" for name in ("cells", "plants") for suffix in ("md", "safetensors")}
+    assert pushed - {"cells.tune"} == {*packs, "cells.tune/curve.png"}  # the card shows it
     assert main("packs", "pull", "me/packs", "--name", "cells", "-o", tmp_path / "got") == 0
     assert {path.name for path in (tmp_path / "got").iterdir()} == {"cells.safetensors", "cells.md"}
     shutil.rmtree(tmp_path / "prompts")

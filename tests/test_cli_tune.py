@@ -40,11 +40,28 @@ def test_a_pack_is_made_tested_and_shown(tmp_path, model, capsys):
     config = tmp_path / "quick.json"
     config.write_text(json.dumps({"steps": 4, "evaluate_every": 2, "candidates": 2, "batch_size": 2, "examples": 3}))
     out = tmp_path / "packs" / "cells.safetensors"
-    assert main("tune", data, "-o", out, "--config", config, "--examples", 2, "--test", test, "--no-mirror") == 0
+    assert (
+        main(
+            "tune",
+            data,
+            "-o",
+            out,
+            "--config",
+            config,
+            "--examples",
+            2,
+            "--test",
+            test,
+            "--test-limit",
+            2,
+            "--no-mirror",
+        )
+        == 0
+    )
     pack = PromptPack.load(out)
     assert pack.name == "cells" and pack.names == {1: "cell", 2: "nucleus"} and len(pack.images) == 2
     assert pack.made["data"] == "train" and pack.made["mirror"] is False and pack.made["steps done"] == 4
-    assert pack.evaluation["test images"] == 3 and pack.evaluation["test set"] == "val"
+    assert pack.evaluation["test images"] == 2 and pack.evaluation["test set"] == "val"
     told = [key for key in pack.evaluation if key.startswith("test mIoU")]
     assert len(told) == 3 and all(0 <= pack.evaluation[key] <= 100 for key in told)
     assert {path.name for path in (tmp_path / "packs" / "cells.tune").iterdir()} == {
@@ -53,9 +70,12 @@ def test_a_pack_is_made_tested_and_shown(tmp_path, model, capsys):
         "before-after.png",
         "state.pt",
     }
-    assert "How good it is" in out.with_suffix(".md").read_text()
+    card = out.with_suffix(".md").read_text()
+    assert "How good it is" in card
+    for picture in ("cells.tune/curve.png", "cells.tune/before-after.png"):
+        assert f"](<{picture}>)" in card and (out.parent / picture).is_file()
     assert "held-out IoU, tuned" in capsys.readouterr().out
-    assert main("packs", "verify", out, "--test", test, "--real", data) == 0
+    assert main("packs", "verify", out, "--test", test, "--test-limit", 2, "--real", data) == 0
     printed = capsys.readouterr().out
     for key in told:  # scored again, it is as good as its card says
         assert f"{key}: {pack.evaluation[key]} (the card says {pack.evaluation[key]})" in printed

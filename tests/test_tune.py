@@ -17,6 +17,7 @@ from incontext.model.loss import smooth_l1
 from incontext.pack import PackError
 from incontext.pack.compiling import compile_pack
 from incontext.pack.prompt_pack import paint_slots, slot_colours
+from incontext.pack.tokens import token_shape
 from incontext.palette import Palette
 from incontext.training.learned_prompt import LearnedPrompt, frozen, paint
 from incontext.training.tune import TuneConfig, tune
@@ -27,6 +28,7 @@ from incontext.types import IGNORE, Example
 QUICK = TuneConfig(
     examples=2, steps=12, batch_size=4, evaluate_every=4, patience=0, candidates=3, learning_rate=0.05, held_out=0.3
 )
+FAST = {"learning_rate": 0.2, "token_learning_rate": 0.2}
 NAMES = {1: "cell", 2: "nucleus"}
 
 
@@ -35,23 +37,27 @@ def images(count=8, ids=(1, 2), size=(40, 48)):
 
 
 def same_pack(a, b):
-    assert torch.equal(a.images, b.images) and torch.equal(a.masks, b.masks)
+    for one, other in ((a.images, b.images), (a.masks, b.masks), (a.tokens, b.tokens)):
+        assert one is other is None or torch.equal(one, other)
     assert a.temperature == b.temperature and a.evaluation == b.evaluation
 
 
-@pytest.mark.parametrize("model", [tiny, cached_model])
-@pytest.mark.parametrize("learn", ["images", "both"])
+@pytest.mark.parametrize(
+    "model, learn",
+    [(tiny, "images"), (tiny, "both"), (cached_model, "images"), (cached_model, "both"), (cached_model, "tokens")],
+)
 def test_only_the_prompt_gets_gradients_and_the_held_out_loss_falls(model, learn):
     model = model()
     model.blocks[0].attn.qkv.weight.requires_grad_(False)  # a user's own choice, which must survive
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    pack = tune(model, images(), dataclasses.replace(QUICK, learn=learn, learning_rate=0.2, criterion="loss"))
+    pack = tune(model, images(), dataclasses.replace(QUICK, learn=learn, criterion="loss", **FAST))
     assert pack.evaluation["held-out loss, tuned"] < pack.evaluation["held-out loss, real examples"] - 0.02
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [parameter.requires_grad for parameter in model.parameters()] == wanted
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert pack.masks.dtype == (torch.uint8 if learn == "images" else torch.float16)
+    assert pack.masks.dtype == (torch.float16 if learn == "both" else torch.uint8)
+    assert (pack.tokens is not None) == (learn == "tokens")
     found = predictor(model).predict(scene(blocks([1, 2], (48, 64))), pack)
     assert found.names == NAMES and found.size == (48, 64)
 
@@ -60,11 +66,17 @@ def test_gradients_reach_what_is_learned_and_nothing_else():
     model = cached_model()
     data = TuneData(images(), "p", (32, 32), None, 0.2, 0)
     start = data.candidates(np.random.default_rng(0), 2)[[0, 1]]
-    for learn, learned in (("images", ["images"]), ("masks", ["masks"]), ("both", ["images", "masks"])):
-        prompt = LearnedPrompt(start, 2, learn)
+    for learn, learned in (
+        ("images", ["images"]),
+        ("masks", ["masks"]),
+        ("both", ["images", "masks"]),
+        ("tokens", ["tokens"]),
+    ):
+        prompt = LearnedPrompt(start, 2, learn, token_shape=token_shape(model.config))
         with frozen(model):
             shown = prompt.canvases([0, 1], slot_colours((1, 2), Palette.for_ids([1, 2])))
-            paint(model, torch.randn(3, 3, 32, 32), *shown, "semantic", "feature").square().mean().backward()
+            painting = paint(model, torch.randn(3, 3, 32, 32), *shown, "semantic", "feature", tokens=prompt.tokens)
+            painting.square().mean().backward()
         gradients = {key: value.grad for key, value in prompt.named_parameters()}
         assert sorted(key for key, grad in gradients.items() if grad is not None and grad.any()) == learned
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -93,9 +105,10 @@ def test_a_run_is_paused_and_belongs_to_its_settings_and_data(tmp_path):
         tune(model, images(7), brief, folder=tmp_path)
 
 
-def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch):
-    model = cached_model()
-    whole = tune(model, images(), QUICK, folder=tmp_path / "whole")
+@pytest.mark.parametrize("learn", ["images", "tokens"])
+def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, learn):
+    model, config = cached_model(), dataclasses.replace(QUICK, learn=learn)
+    whole = tune(model, images(), config, folder=tmp_path / "whole")
     draw, calls = TuneData.draw, []
 
     def interrupt(self, *args):
@@ -106,10 +119,10 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch):
 
     monkeypatch.setattr(TuneData, "draw", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        tune(model, images(), QUICK, folder=tmp_path / "parts")
+        tune(model, images(), config, folder=tmp_path / "parts")
     assert all(parameter.requires_grad for parameter in model.parameters())
     monkeypatch.undo()
-    same_pack(whole, tune(model, images(), QUICK, folder=tmp_path / "parts"))
+    same_pack(whole, tune(model, images(), config, folder=tmp_path / "parts"))
     rows = [list(csv.DictReader((tmp_path / run / "curve.csv").open())) for run in ("whole", "parts")]
     assert [row["step"] for row in rows[0]] == ["0", "4", "8", "12"] and rows[0] == rows[1]
 
@@ -140,6 +153,13 @@ def test_many_classes_are_learned_pass_by_pass():
     assert [each.ids for each in predictor(model).prompt(pack).palettes] == [each.ids for each in pack.palettes]
 
 
+@pytest.mark.parametrize("per_pass, views", [(3, 20), (2, 10), (1, 8)])
+def test_where_views_take_many_passes_fewer_are_held_against_the_pack(per_pass, views):
+    config = dataclasses.replace(QUICK, ids_per_pass=per_pass, steps=1, held_out=0.5, most_held_out=20)
+    pack = tune(cached_model(), images(40, ids=(1, 2, 3)), config)
+    assert pack.evaluation["held-out views"] == views
+
+
 def test_more_passes_than_the_examples_can_show_are_refused():
     """Masks that number objects have hundreds of "classes": a pass that no example shows has no prompt."""
     numbered = [example((1 + k, 20 + k), (40, 48), seed=k) for k in range(8)]
@@ -147,21 +167,50 @@ def test_more_passes_than_the_examples_can_show_are_refused():
         tune(cached_model(), numbered, dataclasses.replace(QUICK, ids_per_pass=1))
 
 
-def test_dropout_leaves_examples_out_but_never_all(monkeypatch):
-    model, counts = cached_model(), []
-    encode = model.encode_prompt
+@pytest.mark.parametrize("ensemble", ["feature", "spatial"])
+@pytest.mark.parametrize("dropout, most", [(0.0, 4), (0.5, 2), (1.0, 1)])
+def test_dropout_leaves_examples_out_but_never_all(monkeypatch, ensemble, dropout, most):
+    seen = []
 
-    def counting(shown, *args, **kwargs):
+    def spy(model, queries, images, *args, **kwargs):
         if torch.is_grad_enabled():
-            counts.append(shown.shape[1])
-        return encode(shown, *args, **kwargs)
+            drawn = kwargs["seen"]
+            assert drawn is None or (drawn < images.shape[1]).all() and len(drawn) == len(queries)
+            seen.append(images.shape[1] if drawn is None else drawn.shape[1])
+        return paint(model, queries, images, *args, **kwargs)
 
-    monkeypatch.setattr(model, "encode_prompt", counting)
-    tune(model, images(), dataclasses.replace(QUICK, dropout=0.6, examples=3, candidates=5))
-    assert set(counts) == {1, 2, 3}
-    counts.clear()
-    tune(model, images(), dataclasses.replace(QUICK, dropout=1.0))
-    assert set(counts) == {1}
+    monkeypatch.setattr("incontext.training.tune.paint", spy)
+    config = dataclasses.replace(QUICK, dropout=dropout, examples=4, candidates=5, ensemble=ensemble, steps=4)
+    tune(cached_model(), images(), config)
+    assert set(seen) == {most}
+
+
+def test_a_query_sees_the_examples_that_are_drawn_for_it():
+    generator = torch.Generator().manual_seed(0)
+    queries, shown = (
+        torch.randn(3, 3, 32, 32, generator=generator),
+        torch.randn(2, 1, 4, 3, 32, 32, generator=generator),
+    )
+    seen = torch.tensor([[0, 3], [2, 1], [1, 0]])
+    manner = ("semantic", "feature")
+    model = tiny()
+    painted = paint(model, queries, *shown, *manner, seen=seen)
+    for k, few in enumerate(seen):
+        alone = paint(model, queries[[k]], *shown[:, :, few], *manner)
+        torch.testing.assert_close(painted[[k]], alone, atol=1e-4, rtol=0)
+    model = cached_model()
+    painted, cache = paint(model, queries, *shown, *manner, seen=seen), model.encode_prompt(*shown, kind="semantic")
+    for k, few in enumerate(seen):
+        part = model.encode_prompt(*shown[:, :, few], kind="semantic")
+        part = dataclasses.replace(part, border=cache.border, target=cache.target)  # of all examples, computed once
+        torch.testing.assert_close(painted[[k]], model.forward_cached(queries[[k]], part), atol=1e-4, rtol=0)
+    everything = torch.arange(4).expand(3, 4)
+    torch.testing.assert_close(
+        paint(model, queries, *shown, *manner, seen=everything),
+        paint(model, queries, *shown, *manner),
+        atol=1e-4,
+        rtol=0,
+    )
 
 
 def test_the_best_real_examples_are_chosen():
@@ -255,8 +304,15 @@ def test_ignored_pixels_do_not_count():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("init", "zeros"), ("learn", "tokens"), ("steps", 0), ("dropout", 1.5), ("held_out", 0.0)]
+    "field, value", [("init", "zeros"), ("learn", "palette"), ("steps", 0), ("dropout", 1.5), ("held_out", 0.0)]
 )
 def test_wrong_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         TuneConfig(**{field: value})
+
+
+def test_tokens_are_for_models_and_ensembles_that_can_hold_them():
+    with pytest.raises(ValueError, match="ensemble"):
+        TuneConfig(learn="tokens", ensemble="spatial")
+    with pytest.raises(ValueError, match="do not attend to the query"):
+        tune(tiny(), images(), dataclasses.replace(QUICK, learn="tokens"))

@@ -59,6 +59,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     verify.add_argument("packs", nargs="+", metavar="PACK", help="names or files")
     add_model(verify)
     verify.add_argument("--test", metavar="DATA", help="labelled images to score on")
+    verify.add_argument(
+        "--test-limit", type=int, metavar="N", help="take N images of --test, evenly spread (default all)"
+    )
     verify.add_argument("--real", metavar="DATA", help="with --test: compare with 8 real examples drawn from these")
     add_device(verify)
     verify.set_defaults(run=run_verify)
@@ -179,7 +182,7 @@ def run_verify(args: argparse.Namespace) -> int:
             continue
         print(f"{each}: sound, and made for this model")
         if args.test:
-            for key, value in compare(pack, model, args.test, args.real, args.device).items():
+            for key, value in compare(pack, model, args.test, args.real, args.device, limit=args.test_limit).items():
                 told = f" (the card says {pack.evaluation[key]})" if key in pack.evaluation else ""
                 print(f"  {key}: {value}{told}")
     return 1 if failed else 0

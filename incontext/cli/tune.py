@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from incontext.labelled_folders import Item
     from incontext.types import Example
 
+_SHOTS, _DRAWS = 8, 3  # real examples that a pack is compared with, and how often they are drawn
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command `tune`."""
@@ -31,12 +33,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_model(parser)
     parser.add_argument("--config", type=Path, metavar="JSON", help="fields of TuneConfig; flags win over it")
-    parser.add_argument("--examples", type=int, metavar="N", help="how many examples are learned (default 4)")
+    parser.add_argument("--examples", type=int, metavar="N", help="how many examples are learned (default 8)")
     parser.add_argument("--init", choices=("examples", "noise"), help="start from real examples (default) or noise")
-    parser.add_argument("--learn", choices=("images", "masks", "both"), help="what of them (default images)")
-    parser.add_argument("--steps", type=int, help="length of the run (default 600)")
+    parser.add_argument(
+        "--learn",
+        choices=("images", "masks", "both", "tokens"),
+        help="what of them (default images); tokens: what is added to their keys and values, in models whose examples "
+        "do not attend to the query, as the bundled one's",
+    )
+    parser.add_argument("--steps", type=int, help="length of the run (default 200)")
     parser.add_argument("--batch-size", type=int, help="queries in a step (default 8)")
-    parser.add_argument("--learning-rate", type=float, help="(default 0.02)")
+    parser.add_argument("--learning-rate", type=float, help="of images (default 0.1)")
     parser.add_argument("--kind", choices=("instance", "semantic"), help="(default semantic)")
     parser.add_argument("--ensemble", choices=("feature", "spatial"), help="(default feature)")
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="learn from squares of this side, for small objects")
@@ -54,6 +61,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="recompute activations instead of keeping them, for large models",
     )
     parser.add_argument("--test", metavar="DATA", help="score the pack, and 8 real examples, on these labelled images")
+    parser.add_argument(
+        "--test-limit", type=int, metavar="N", help="take N images of --test, evenly spread (default all)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="take N images of DATA, evenly spread (default all)")
     add_device(parser)
     parser.set_defaults(run=run)
@@ -67,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from incontext.device import pick_device
     from incontext.model.zoo import load_model
-    from incontext.pack.pack_file import SUFFIX
+    from incontext.pack.pack_file import SUFFIX, run_folder
     from incontext.training.tune import TuneConfig, tune
 
     if args.output.suffix != SUFFIX:
@@ -85,18 +95,17 @@ def run(args: argparse.Namespace) -> int:
         TuneConfig(**fields),
         name=args.output.stem,
         model_name=model_title(args.model),
-        folder=args.output.with_suffix(".tune"),
+        folder=run_folder(args.output),
     )
     pack = dataclasses.replace(pack, made={"data": Path(args.data).name, **pack.made})
+    pack.save(args.output)  # before the test, which may take long
     if args.test:
-        told = compare(pack, model, args.test, args.data, args.device)
+        told = compare(pack, model, args.test, args.data, args.device, limit=args.test_limit)
         pack = dataclasses.replace(pack, evaluation={**pack.evaluation, **told})
-    pack.save(args.output)
+        pack.save(args.output)
     for key, value in pack.evaluation.items():
         print(f"{key}: {value}")
-    print(
-        f"{args.output}: {args.output.stat().st_size / 2**20:.2f} MiB; pictures in {args.output.with_suffix('.tune')}"
-    )
+    print(f"{args.output}: {args.output.stat().st_size / 2**20:.2f} MiB; pictures in {run_folder(args.output)}")
     return 0
 
 
@@ -109,7 +118,7 @@ def model_title(name_or_path: str) -> str:
 
 
 def compare(
-    pack: Any, model: Any, test: str, real: str | None, device: str, shots: int = 8, draws: int = 3
+    pack: Any, model: Any, test: str, real: str | None, device: str, *, limit: int | None = None
 ) -> dict[str, str | int | float]:
     """Scores a pack on labelled images, beside draws of real examples if there are some; see `score_pack`.
 
@@ -118,7 +127,7 @@ def compare(
         test: labelled images.
         real: labelled images to draw real examples from.
         device: where to compute.
-        shots, draws: real examples in a draw, and how many draws.
+        limit: take so many of the test's images, evenly spread.
     """
     import numpy as np
 
@@ -128,10 +137,10 @@ def compare(
     drawn = []
     if real is not None:
         pool = labelled(real)
-        orders = [np.random.default_rng(seed).permutation(len(pool)) for seed in range(draws)]
-        drawn = [[pool[int(k)] for k in order[:shots]] for order in orders]
-    found = score_pack(Predictor(model, device=device), pack, labelled(test), drawn)
-    return found.describe(Path(test).name, shots)
+        orders = [np.random.default_rng(seed).permutation(len(pool)) for seed in range(_DRAWS)]
+        drawn = [[pool[int(k)] for k in order[:_SHOTS]] for order in orders]
+    found = score_pack(Predictor(model, device=device), pack, labelled(test, limit), drawn)
+    return found.describe(Path(test).name, _SHOTS)
 
 
 def labelled(source: str, limit: int | None = None) -> Sequence[Example]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 from incontext.pack.prompt_pack import PromptPack, Scalar
 
@@ -11,12 +12,13 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&-])")
 _LISTED = 30
 
 
-def card(pack: PromptPack, file_name: str) -> str:
+def card(pack: PromptPack, file_name: str, pictures: Sequence[str] = ()) -> str:
     """Writes the card.
 
     Args:
         pack: the pack.
         file_name: what its file is called.
+        pictures: of how it was learned, by their paths from the card on.
 
     Returns:
         Markdown. What a pack says of itself is shown as text, whatever markup is in it.
@@ -34,10 +36,13 @@ def card(pack: PromptPack, file_name: str) -> str:
         "confidence": f"temperature {pack.temperature:.0f}",
         "encoded prompt": "in the file" if pack.caches else "not in the file",
     }
+    if pack.tokens is not None:
+        facts["learned tokens"] = f"added to the examples' keys and values in the last {pack.tokens.shape[1]} blocks"
     parts = [f"# {_text(pack.name)}", "A prompt pack for `incontext`.", _table(facts, escape=False)]
     for title, fields in (("How it was made", pack.made), ("How good it is", pack.evaluation)):
         if fields:
             parts += [f"## {title}", _table(fields)]
+    parts += [f"![{PurePosixPath(each).stem}](<{each}>)" for each in pictures]
     parts += ["## How to use it", f"```bash\nincontext segment photos/ --pack {file_name} -o out/\n```"]
     python = f'pack = ic.PromptPack.load("{file_name}")\nsegmentation = predictor.predict("query.jpg", pack)'
     parts.append(f"```python\n{python}\n```")

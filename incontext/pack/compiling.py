@@ -17,6 +17,7 @@ from incontext.model.checkpoint import fingerprint
 from incontext.model.layers import KeyValue
 from incontext.model.seggpt import PromptCache
 from incontext.pack.prompt_pack import PackError, PromptPack
+from incontext.pack.tokens import add_tokens
 from incontext.palette import Palette, split_ids
 from incontext.types import Example
 
@@ -92,7 +93,11 @@ def encode_pack(pack: PromptPack, model: nn.Module) -> PromptPack:
             images, targets = spatial_grid(images, "bicubic"), spatial_grid(targets, "nearest")
         with torch.inference_mode():
             images, targets = (each.to(parameter.device, parameter.dtype) for each in (images, targets))
-            caches.append(_own(model.encode_prompt(images, targets, kind=pack.kind)))
+            cache = model.encode_prompt(images, targets, kind=pack.kind)
+            tokens = pack.kept_tokens(palette)
+            if tokens is not None:
+                cache = add_tokens(cache, tokens.to(parameter.device, parameter.dtype))
+            caches.append(_own(cache))
     return dataclasses.replace(pack, caches=tuple(caches))
 
 

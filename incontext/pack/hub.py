@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from incontext.pack.pack_file import SUFFIX, read_pack, write_pack
+from incontext.pack.pack_file import SUFFIX, pictures_of, read_pack, write_pack
 from incontext.pack.prompt_pack import PackError
 
 
 def push_pack(path: str | Path, repo: str, *, private: bool = False) -> str:
-    """Uploads a pack and its card, in one commit; makes the repository if there is none.
+    """Uploads a pack, its card and the card's pictures, in one commit; makes the repository if there is none.
 
     Args:
         path: of the pack, which is read and checked first.
@@ -28,8 +28,12 @@ def push_pack(path: str | Path, repo: str, *, private: bool = False) -> str:
 
     path = Path(path).expanduser()
     pack = read_pack(path)
-    files = [each for each in (path, path.with_suffix(".md")) if each.is_file()]
-    operations = [CommitOperationAdd(path_in_repo=each.name, path_or_fileobj=str(each)) for each in files]
+    files = [each for each in (path, path.with_suffix(".md"), *pictures_of(path)) if each.is_file()]
+    places = [each.relative_to(path.parent).as_posix() for each in files]
+    operations = [
+        CommitOperationAdd(path_in_repo=place, path_or_fileobj=str(each))
+        for place, each in zip(places, files, strict=True)
+    ]
     with _hub_errors(repo):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)

@@ -1,8 +1,8 @@
 """Prompt packs on disk: one safetensors file, with a card beside it.
 
-Tensors are "images", "masks", and where the prompt is kept encoded "cache.PASS.LAYER.key", ".value" and
-"cache.PASS.border". All else is one JSON object in the metadata. Nothing in a file is ever executed, and nothing
-is believed before it was checked.
+Tensors are "images", "masks", where they are learned "tokens", and where the prompt is kept encoded
+"cache.PASS.LAYER.key", ".value" and "cache.PASS.border". All else is one JSON object in the metadata. Nothing in a file
+is ever executed, and nothing is believed before it was checked.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from incontext.palette import Palette
 
 FORMAT = 1
 SUFFIX = ".safetensors"
+
+PICTURES = ("curve.png", "before-after.png")
+"""What a tuning run draws, in the folder NAME.tune beside the pack."""
 
 _KEY = "incontext.pack"
 _MOST_LAYERS = 1000
@@ -54,7 +57,7 @@ def write_pack(pack: PromptPack, path: str | Path) -> None:
 
     Args:
         pack: the pack.
-        path: NAME.safetensors; the card is NAME.md.
+        path: NAME.safetensors; the card is NAME.md. It shows what pictures there are in NAME.tune.
 
     Raises:
         PackError: the path has another suffix, or cannot be written.
@@ -81,7 +84,8 @@ def write_pack(pack: PromptPack, path: str | Path) -> None:
     try:
         write_safetensors(_tensors(pack), path, {_KEY: json.dumps(fields, ensure_ascii=False, allow_nan=False)})
         with replacing(path.with_suffix(".md")) as draft:
-            draft.write_text(card(pack, path.name), encoding="utf-8")
+            pictures = [each.relative_to(path.parent).as_posix() for each in pictures_of(path)]
+            draft.write_text(card(pack, path.name, pictures), encoding="utf-8")
     except (CheckpointError, OSError) as error:
         raise PackError(f"cannot write {path}: {error}") from error
 
@@ -109,8 +113,20 @@ def read_pack(path: str | Path) -> PromptPack:
         raise PackError(f"{path} is no whole prompt pack ({reason}); fetch it again, or make it anew") from error
 
 
+def pictures_of(path: Path) -> list[Path]:
+    """The pictures of the run that learned a pack, as far as they lie beside its file."""
+    return [each for each in (run_folder(path) / name for name in PICTURES) if each.is_file()]
+
+
+def run_folder(path: Path) -> Path:
+    """NAME.tune beside a pack NAME.safetensors: where its tuning run keeps its state, curve and pictures."""
+    return path.with_suffix(".tune")
+
+
 def _tensors(pack: PromptPack) -> dict[str, Tensor]:
     tensors = {"images": pack.images, "masks": pack.masks}
+    if pack.tokens is not None:
+        tensors["tokens"] = pack.tokens
     for index, cache in enumerate(pack.caches or ()):
         tensors[f"cache.{index}.border"] = cache.border
         for layer, kept in enumerate(cache.layers):
@@ -136,7 +152,7 @@ def _build(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> PromptPack:
     caches = None if fields["cache_grid"] is None else _read_caches(fields, tensors)
     if {"images", "masks"} - set(tensors):
         raise PackError(f"expected the tensors images and masks, got {sorted(tensors)[:5]}")
-    images, masks = tensors.pop("images"), tensors.pop("masks")
+    images, masks, tokens = tensors.pop("images"), tensors.pop("masks"), tensors.pop("tokens", None)
     if tensors:
         raise PackError(f"holds tensors that no pack has: {sorted(tensors)[:5]}")
     return PromptPack(
@@ -154,6 +170,7 @@ def _build(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> PromptPack:
         tile=fields["tile"],
         made=fields["made"],
         evaluation=fields["evaluation"],
+        tokens=tokens,
         caches=caches,
     )
 

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from incontext.image import normalise
+from incontext.image import denormalise, normalise
 from incontext.model.seggpt import KINDS, PromptCache
 from incontext.palette import DEFAULT_TEMPERATURE, MAX_IDS, Palette
 
@@ -58,7 +58,9 @@ class PromptPack:
             be cut into; None where examples are whole images.
         made: how it was made, in words and numbers.
         evaluation: how good it is.
-        caches: the encoded prompt of each pass (in `palettes`' colours), or None.
+        tokens: what is added to the keys and values of the encoded examples in the last blocks: float16
+            (N, layers, 2, heads, l, d), or None; see `incontext.pack.tokens`. For the feature ensemble alone.
+        caches: the encoded prompt of each pass (in `palettes`' colours, with its tokens), or None.
 
     Raises:
         PackError: a field is out of its range, or does not fit the others.
@@ -78,6 +80,7 @@ class PromptPack:
     tile: int | None = None
     made: Mapping[str, Scalar] = field(default_factory=dict)
     evaluation: Mapping[str, Scalar] = field(default_factory=dict)
+    tokens: Tensor | None = None
     caches: tuple[PromptCache, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -128,14 +131,28 @@ class PromptPack:
         Returns:
             Images and targets, each float32 (n, 3, h, w), normalised.
         """
-        keep = [k for k, ids in enumerate(self.shown) if not ids or ids.intersection(palette.ids)]
+        keep = self.kept(palette)
         return self.pixels()[keep], paint_slots(self.masks[keep], slot_colours(self.ids, palette))
+
+    def kept(self, palette: Palette) -> list[int]:
+        """Which examples `canvases` takes."""
+        return [k for k, ids in enumerate(self.shown) if not ids or ids.intersection(palette.ids)]
+
+    def kept_tokens(self, palette: Palette) -> Tensor | None:
+        """The tokens of the examples that `canvases` takes, float16 (n, layers, 2, heads, l, d); None without."""
+        return None if self.tokens is None else self.tokens[self.kept(palette)]
 
     def pixels(self) -> Tensor:
         """The images in normalised space, float32 (N, 3, h, w)."""
         if self.images.dtype == torch.uint8:
             return normalise(rearrange(self.images, "n c h w -> n h w c"))
         return self.images.float()
+
+    def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The examples as pictures, uint8 (h, w, 3), and labels, int32 (h, w), the likeliest where masks are shares."""
+        pictures = rearrange(denormalise(self.pixels()), "n c h w -> n h w c").round().clamp(0, 255).byte().numpy()
+        slots = self.masks if self.masks.ndim == 3 else self.masks.argmax(1)
+        return list(zip(pictures, np.array([0, *self.ids], np.int32)[slots.numpy()], strict=True))
 
     def cache(self, palette: Palette, *, ensemble: str, kind: str) -> PromptCache | None:
         """The kept encoding of a pass, if there is one in just these colours."""
@@ -193,7 +210,15 @@ class PromptPack:
         _require(tuple(masks.shape) == expected, "masks", f"shape {expected} like the images", tuple(masks.shape))
         if masks.dtype == torch.uint8:
             _require(int(masks.max()) <= len(self.ids), "masks", f"values up to {len(self.ids)}", int(masks.max()))
-        for name, tensor in (("images", images), ("masks", masks)):
+        if self.tokens is not None:
+            _require(self.tokens.dtype == torch.float16, "tokens", "float16", self.tokens.dtype)
+            shape = tuple(self.tokens.shape)
+            fits = len(shape) == 6 and shape[0] == count and shape[2] == 2 and 0 not in shape
+            _require(fits, "tokens", f"({count}, layers, 2, heads, l, d)", shape)
+            _require(self.ensemble == "feature", "tokens", "a pack for the feature ensemble", self.ensemble)
+        for name, tensor in (("images", images), ("masks", masks), ("tokens", self.tokens)):
+            if tensor is None:
+                continue
             finite = bool(tensor.float().isfinite().all()) if tensor.is_floating_point() else True
             _require(finite, name, "finite numbers", "NaN or infinity")
         if self.caches is not None:

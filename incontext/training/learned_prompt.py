@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,43 +14,57 @@ from torch import Tensor, nn
 
 from incontext.canvas import spatial_grid
 from incontext.image import normalise
+from incontext.model.layers import KeyValue
+from incontext.model.prompt_cache import PromptCache
 from incontext.pack.prompt_pack import paint_slots
+from incontext.pack.tokens import add_tokens
 from incontext.training.tune_data import IGNORED, Views
 
-LEARNABLE = ("images", "masks", "both")
+LEARNABLE = ("images", "masks", "both", "tokens")
 
 _CERTAINTY = 4.0  # logit of a pixel's class at the start, over those of the others
 
 
 class LearnedPrompt(nn.Module):
-    """N examples whose images, or masks, or both are learned. Masks are shares of classes, never colours.
+    """N examples whose images, or masks, or both, or tokens are learned. Masks are shares of classes, never colours.
 
     Attributes:
         images: (N, 3, h, w) in normalised space.
         masks: int (N, h, w) classes, or where they are learned logits (N, K + 1, h, w).
+        tokens: (N, *token_shape), zeros at the start, where they are learned; else None.
         shown: for each example the classes (1..K) that it shows at the start.
     """
 
-    def __init__(self, start: Views, classes: int, learn: str, noise: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        start: Views,
+        classes: int,
+        learn: str,
+        noise: torch.Generator | None = None,
+        token_shape: tuple[int, ...] = (),
+    ) -> None:
         """
         Args:
             start: the examples to start from.
             classes: K.
-            learn: "images", "masks" or "both".
+            learn: "images", "masks", "both" or "tokens".
             noise: draws the images instead; masks are those of `start`.
+            token_shape: of the tokens of one example, where they are learned; see `incontext.pack.tokens`.
         """
         super().__init__()
         images = normalise(start.images)
         slots = torch.from_numpy(np.where(start.slots == IGNORED, 0, start.slots)).long()
         if noise is not None:
             images = torch.randn(images.shape, generator=noise)
-        self.images = nn.Parameter(images, requires_grad=learn != "masks")
+        self.images = nn.Parameter(images, requires_grad=learn in ("images", "both"))
         self.shown = tuple(start.shown(k) for k in range(len(start)))
-        if learn == "images":
-            self.register_buffer("masks", slots)
-        else:
+        if learn in ("masks", "both"):
             one_hot = rearrange(F.one_hot(slots, classes + 1), "n h w k -> n k h w")
             self.masks = nn.Parameter(_CERTAINTY * one_hot.float())
+        else:
+            self.register_buffer("masks", slots)
+        tokens = torch.zeros(len(start), *token_shape)
+        self.register_parameter("tokens", nn.Parameter(tokens) if learn == "tokens" else None)
 
     def canvases(self, keep: Sequence[int], colours: Tensor) -> tuple[Tensor, Tensor]:
         """Images and painted masks of some of the examples, each (1, n, 3, h, w).
@@ -63,14 +78,27 @@ class LearnedPrompt(nn.Module):
             masks = masks.softmax(1)
         return self.images[list(keep)][None], paint_slots(masks, colours)[None]
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Images and masks as a `PromptPack` holds them."""
+    def tensors(self) -> dict[str, Tensor | None]:
+        """Images, masks and tokens as a `PromptPack` holds them."""
         masks = self.masks.detach().cpu()
-        masks = masks.softmax(1).half() if masks.is_floating_point() else masks.to(torch.uint8)
-        return self.images.detach().cpu().half(), masks
+        return {
+            "images": self.images.detach().cpu().half(),
+            "masks": masks.softmax(1).half() if masks.is_floating_point() else masks.to(torch.uint8),
+            "tokens": None if self.tokens is None else self.tokens.detach().cpu().half(),
+        }
 
 
-def paint(model: nn.Module, queries: Tensor, images: Tensor, targets: Tensor, kind: str, ensemble: str) -> Tensor:
+def paint(
+    model: nn.Module,
+    queries: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    kind: str,
+    ensemble: str,
+    *,
+    tokens: Tensor | None = None,
+    seen: Tensor | None = None,
+) -> Tensor:
     """Paints queries that share a prompt; gradients flow to the prompt.
 
     Args:
@@ -79,16 +107,43 @@ def paint(model: nn.Module, queries: Tensor, images: Tensor, targets: Tensor, ki
         images, targets: (1, N, 3, h, w).
         kind: "instance" or "semantic".
         ensemble: "feature" or "spatial".
+        tokens: (N, *token_shape), what is added to the encoded examples.
+        seen: int (B, n), which of the examples each query looks at; all of them, by default. For the feature ensemble.
 
     Returns:
         (B, 3, h, w), normalised.
     """
     if ensemble == "spatial":
         images, targets = spatial_grid(images, "bicubic"), spatial_grid(targets, "nearest")
-    if not model.config.examples_attend_query:
-        return model.forward_cached(queries, model.encode_prompt(images, targets, kind=kind))
-    images, targets = (each.expand(len(queries), -1, -1, -1, -1) for each in (images, targets))
-    return model(queries, images, targets, kind=kind)
+    if model.config.examples_attend_query:
+        if seen is None:
+            images, targets = (each.expand(len(queries), -1, -1, -1, -1) for each in (images, targets))
+        else:
+            images, targets = images[0][seen], targets[0][seen]
+        return model(queries, images, targets, kind=kind)
+    cache = model.encode_prompt(images, targets, kind=kind)
+    if tokens is not None:
+        cache = add_tokens(cache, tokens)
+    return model.forward_cached(queries, cache if seen is None else see(cache, seen))
+
+
+def see(cache: PromptCache, seen: Tensor) -> PromptCache:
+    """The cache of one prompt as that of B queries that look at some of its examples each.
+
+    The half of the target stream that all queries share has looked at all of them: it is computed once.
+
+    Args:
+        cache: of N examples.
+        seen: int (B, n), numbers below N.
+    """
+
+    def pick(kept: Tensor) -> Tensor:
+        """(b, N, a, l, d) to ((b B), n, a, l, d): the image streams stay before the target streams."""
+        return kept.index_select(1, seen.flatten()).unflatten(1, seen.shape).flatten(0, 1)
+
+    layers = tuple(KeyValue(pick(layer.key), pick(layer.value)) for layer in cache.layers)
+    border, target = (each.expand(len(seen), -1, -1) for each in (cache.border, cache.target))
+    return dataclasses.replace(cache, layers=layers, border=border, target=target)
 
 
 @contextmanager

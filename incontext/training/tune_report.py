@@ -25,7 +25,7 @@ _SIZE = (420, 900)  # (H, W) of the curve
 _MARGIN = 56
 _SHOWN = 8  # pictures of queries
 _LINES = {
-    "loss": ("loss", (150, 160, 175)),
+    "loss": ("loss, own scale", (150, 160, 175)),
     "held_out_loss": ("held-out loss", (200, 80, 60)),
     "held_out_iou": ("held-out IoU", (40, 110, 190)),
 }
@@ -40,16 +40,18 @@ def write_curve(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def draw_curve(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draws losses (left scale) and IoU in percent (right scale) over the steps, as a PNG."""
+    """Draws the held-out loss (left scale) and IoU in percent (right scale) over the steps, as a PNG.
+
+    The loss of the steps has a scale of its own: it is of other colours, so its values say little beside the held-out
+    ones.
+    """
     height, width = _SIZE
     picture = Image.new("RGB", (width, height), (255, 255, 255))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
     left, right, top, bottom = _MARGIN, width - _MARGIN, _MARGIN, height - _MARGIN
     draw.rectangle((left, top, right, bottom), outline=(200, 205, 212))
     last = max(row["step"] for row in rows) or 1
-    losses = [row[key] for row in rows for key in ("loss", "held_out_loss") if not math.isnan(row[key])]
-    scales = dict.fromkeys(("loss", "held_out_loss"), _range(losses))
-    scales["held_out_iou"] = _range([row["held_out_iou"] for row in rows])
+    scales = {key: _range([row[key] for row in rows if not math.isnan(row[key])]) for key in _LINES}
     for number, (key, (title, colour)) in enumerate(_LINES.items()):
         low, high = scales[key]
         points = [
@@ -63,7 +65,7 @@ def draw_curve(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         draw.text((left + 160 * number, 20), title, colour, font)
     for share in (0, 0.5, 1):
         y = bottom - share * (bottom - top) - 8
-        (low, high), (least, most) = scales["loss"], scales["held_out_iou"]
+        (low, high), (least, most) = scales["held_out_loss"], scales["held_out_iou"]
         draw.text((6, y), f"{low + share * (high - low):.3f}", _LINES["held_out_loss"][1], font)
         draw.text((right + 6, y), f"{100 * (least + share * (most - least)):.1f}%", _LINES["held_out_iou"][1], font)
     draw.text((left, bottom + 8), "step 0", (80, 85, 95), font)
@@ -104,5 +106,5 @@ def _drawn(image: np.ndarray, slots: np.ndarray, pack: PromptPack) -> np.ndarray
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
+    low, high = min(values, default=0.0), max(values, default=0.0)
     return (low, high) if high > low else (low - 0.5, high + 0.5)

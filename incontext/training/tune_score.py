@@ -110,7 +110,9 @@ def paint_views(model: nn.Module, pack: PromptPack, views: Views) -> list[Tensor
     for palette in pack.palettes:
         images, targets = (each[None].to(parameter.device, parameter.dtype) for each in pack.canvases(palette))
         if images.shape[1]:
-            painting = paint(model, queries, images, targets, pack.kind, pack.ensemble)
+            tokens = pack.kept_tokens(palette)
+            tokens = None if tokens is None else tokens.to(parameter.device, parameter.dtype)
+            painting = paint(model, queries, images, targets, pack.kind, pack.ensemble, tokens=tokens)
         else:
             painting = normalise(np.zeros_like(views.images)).to(parameter.device)
         paintings.append(painting.float())
