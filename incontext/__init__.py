@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         write_indexed,
     )
     from incontext.image import ImageError, open_image, open_labels
+    from incontext.labeling import LabelConfig, label, open_examples
     from incontext.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
     from incontext.model.config import SegGPTConfig
     from incontext.model.seggpt import PromptCache, SegGPT
@@ -42,6 +43,7 @@ _HOMES = {
     "Example": "incontext.types",
     "IGNORE": "incontext.types",
     "ImageError": "incontext.image",
+    "LabelConfig": "incontext.labeling",
     "LabelledImage": "incontext.export",
     "PackError": "incontext.pack",
     "Palette": "incontext.palette",
@@ -55,8 +57,10 @@ _HOMES = {
     "TrainConfig": "incontext.training.loop",
     "TuneConfig": "incontext.training.tune",
     "contact_sheet": "incontext.export",
+    "label": "incontext.labeling",
     "load_checkpoint": "incontext.model.checkpoint",
     "load_model": "incontext.model.zoo",
+    "open_examples": "incontext.labeling",
     "open_image": "incontext.image",
     "open_labels": "incontext.image",
     "overlay": "incontext.export",
@@ -75,6 +79,7 @@ __all__ = [
     "Example",
     "IGNORE",
     "ImageError",
+    "LabelConfig",
     "LabelledImage",
     "PackError",
     "Palette",
@@ -88,8 +93,10 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "contact_sheet",
+    "label",
     "load_checkpoint",
     "load_model",
+    "open_examples",
     "open_image",
     "open_labels",
     "overlay",

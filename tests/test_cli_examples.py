@@ -53,6 +53,20 @@ def test_score_needs_two(tmp_path, monkeypatch, capsys):
     assert "expected 2 to" in capsys.readouterr().err
 
 
+def test_score_says_whose_ids_changed(painted, tmp_path, monkeypatch, capsys):
+    use(monkeypatch, ColourMatcher())
+    for number in range(2):
+        labels = 2 * blocks((1,), seed=number)
+        write(tmp_path / "more" / "images" / f"{number}.png", scene(labels, [9, 2]))
+        write(tmp_path / "more" / "masks" / f"{number}.png", labels.astype(np.uint8))
+    (tmp_path / "more" / "classes.txt").write_text("2 cell\n")
+    (painted / "classes.txt").write_text("1 cell\n")
+    more = str(tmp_path / "more")
+    assert main(["examples", "score", str(painted), more, "--size", "1", "--budget", "60"]) == 0
+    line, *_ = capsys.readouterr().err.splitlines()
+    assert line == f"{more}: classes are joined by name, so ids changed: 2 -> 1 (cell)"
+
+
 def test_suggest(tmp_path, monkeypatch, capsys):
     use(monkeypatch, tiny())
     generator = np.random.default_rng(0)

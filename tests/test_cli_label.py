@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_models import ColourMatcher, blocks, scene
+from fake_models import ColourMatcher, blocks, example, scene
 from PIL import Image
+from random_models import random_model
 
+from incontext.cli.class_ids import tell_renumbered
 from incontext.cli.main import main
 from incontext.image import open_labels
+from incontext.pack.compiling import compile_pack
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -77,9 +80,44 @@ def test_options_reach_the_job(folder, model, monkeypatch):
     assert (config.ensemble, config.tile, config.overlap, config.flip) == ("spatial", 16, 0.5, True)
     assert (config.batch_size, config.instances, config.select, config.formats) == (3, True, 4, ())
     assert (config.engine, config.workers, config.calibrate, config.max_pixels) == ("ray", 2, False, 99)
-    assert (seen["predictor"].kind, seen["predictor"].refine) == ("semantic", True)
+    assert (config.kind, seen["predictor"].refine) == ("semantic", True)
     assert seen["corrections"] == folder / "fixed" and len(seen["examples"]) == 2
     assert seen["examples"][0].names == {1: "cell", 2: "nucleus"}
+
+
+def test_packs_alone_and_beside_examples(folder, model, capsys):
+    """Files and names; and a line for whoever's ids changed."""
+    shown = example([1], looks=[9, 1], names={1: "nucleus"})
+    compile_pack(model, [shown], "more").save(folder / "more.safetensors")
+    compile_pack(model, [example([1, 2], names={1: "cell", 2: "nucleus"})], "both").save(folder / "both.safetensors")
+    more, both = (["--pack", folder / f"{name}.safetensors"] for name in ("more", "both"))
+    assert run(folder, "--examples", folder / "shown", *more) == 0
+    assert capsys.readouterr().err == f"{more[1]}: classes are joined by name, so ids changed: 1 -> 2 (nucleus)\n"
+    settings = json.loads((folder / "out" / "job.json").read_text())["settings"]
+    assert (settings["kind"], settings["ensemble"]) == ("semantic", "feature")  # the pack's
+    images, out = folder / "images", folder / "alone"
+    assert main([*map(str, ["label", images, *both, *more, "-o", out, "--device", "cpu", "--kind", "instance"])]) == 0
+    for number in range(3):
+        np.testing.assert_array_equal(open_labels(out / "masks" / f"{number}.png"), blocks([1, 2], seed=number))
+    record = json.loads((out / "job.json").read_text())
+    assert record["packs"] == ["both", "more"] and record["settings"]["kind"] == "instance"
+
+
+def test_a_line_for_each_source_whose_ids_changed(folder, model, capsys):
+    labels = blocks([1], seed=12)
+    save(folder / "other" / "images" / "12.png", scene(labels, [9, 1]))
+    save(folder / "other" / "masks" / "12.png", labels)
+    (folder / "other" / "classes.txt").write_text("1 nucleus\n")
+    assert run(folder, "--examples", folder / "shown", folder / "other") == 0
+    assert f"{folder / 'other'}: classes are joined by name, so ids changed: 1 -> 2 (nucleus)\n" in (
+        capsys.readouterr().err
+    )
+
+
+def test_many_changed_ids_are_one_short_line(capsys):
+    tell_renumbered({"a": {id: id + 1 for id in range(1, 31)}}, {id: f"c{id}" for id in range(40)})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("a: ") and "8 -> 9 (c9), and 22 more" in line and "c10" not in line
 
 
 def test_a_bad_file_makes_the_status_one(folder, model, capsys, caplog):
@@ -95,13 +133,32 @@ def test_a_bad_file_makes_the_status_one(folder, model, capsys, caplog):
         (["--format", "tfrecord"], "formats: expected some of"),
         (["--corrections", "nowhere"], "--corrections: expected a folder"),
         (["--examples", "nowhere"], "nowhere: expected a folder of examples"),
-        (["--recolourings", "1"], "recolourings: expected"),
+        (["--recolourings", "-1"], "recolourings: expected"),
+        (["--pack", "nowhere"], "no prompt pack 'nowhere'"),
         (["--device", "tpu"], "device: expected"),
     ],
 )
 def test_wrong_arguments_are_one_error_and_leave_nothing(folder, model, capsys, arguments, message):
     assert run(folder, *arguments) == 2
     assert message in capsys.readouterr().err and not (folder / "out").exists()
+
+
+def test_something_has_to_be_shown(folder, model, capsys):
+    command = ["label", folder / "images", "-o", folder / "out", "--device", "cpu"]
+    assert main([*map(str, command)]) == 2
+    assert "expected --examples or --pack, got neither" in capsys.readouterr().err
+    compile_pack(model, [example([1])], "p").save(folder / "p.safetensors")
+    pack = ["--pack", folder / "p.safetensors"]
+    for options, message in (
+        (["--names", "1=cell"], "--names: expected --examples"),
+        (["--select", 2], "select: expected examples to choose from, got packs alone"),
+    ):
+        assert main([*map(str, [*command, *pack, *options])]) == 2
+        assert message in capsys.readouterr().err
+    other = compile_pack(random_model(), [example([1])], "other")
+    other.save(folder / "other.safetensors")
+    assert main([*map(str, [*command, *pack, "--pack", folder / "other.safetensors"])]) == 2
+    assert "made for another model" in capsys.readouterr().err and not (folder / "out").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

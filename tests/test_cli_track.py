@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fake_models import ColourMatcher
 from PIL import Image
 from random_models import TINY_CACHED, random_model
@@ -150,6 +151,26 @@ def test_another_job_does_not_write_into_a_folder(model, clip, tmp_path):
     write_indexed(tmp_path / "mine" / "masks" / "00000.png", np.zeros((4, 4), np.int32))
     with pytest.raises(ValueError, match="no track.json"):
         main(frames, "--mask", masks / "0.png", "-o", tmp_path / "mine")
+
+
+def test_the_precision_reaches_the_model_and_belongs_to_the_job(clip, tmp_path, monkeypatch):
+    """A job that began in one precision does not go on in another: its masks would not be those of either."""
+    frames, masks, _ = clip
+    random = random_model(TINY_CACHED)
+    monkeypatch.setattr("incontext.model.zoo.load_model", lambda name="default", **_: random)
+    computed, init = [], Tracker.__init__
+
+    def note(tracker, predictor, **options):
+        computed.append(predictor.model.state_dict()["decoder_embed.weight"].dtype)
+        init(tracker, predictor, **options)
+
+    monkeypatch.setattr(Tracker, "__init__", note)
+    job = [frames, "--mask", masks / "0.png", "-o", tmp_path / "out", "--formats", "", "--end", 2]
+    assert main(*job, "--precision", "bf16") == 0 and computed == [torch.bfloat16]
+    with pytest.raises(ValueError, match="its precision is 'bf16', not 'fp32'"):
+        main(*job)
+    monkeypatch.setattr("incontext.model.inference.computes_bfloat16", lambda: True)
+    assert main(*job, "--precision", "auto") == 0  # here the same
 
 
 def test_a_bad_frame_is_reported_and_the_rest_is_tracked(model, clip, tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fake_models import LOOKS, FakeModel, example
+from fake_models import LOOKS, ColourMatcher, example
 from predictions import predictor
 
 from incontext.labeling.calibration import (
@@ -17,11 +17,12 @@ from incontext.labeling.calibration import (
     image_score,
     log_loss,
 )
+from incontext.pack.compiling import compile_pack
 from incontext.palette import DEFAULT_TEMPERATURE
 from incontext.types import IGNORE, Example, Segmentation
 
 
-class NoisyMatcher(FakeModel):
+class NoisyMatcher(ColourMatcher):
     """Paints each query pixel like the example pixel of nearest colour, with Gaussian noise in 0..255 units."""
 
     def __init__(self, deviation: float) -> None:
@@ -29,12 +30,10 @@ class NoisyMatcher(FakeModel):
         self.deviation = deviation
         self.generator = torch.Generator().manual_seed(0)
 
-    def paint(self, query, images, targets, query_target):
-        known = images[0].transpose(0, 1).flatten(1)
-        nearest = torch.cdist(query[0].flatten(1).T, known.T).argmin(1)
-        painted = targets[0].transpose(0, 1).flatten(1)[:, nearest].unflatten(1, query.shape[2:])
+    def paint(self, *inputs):
+        painted = super().paint(*inputs)
         # STD is about 0.226, so noise of d / 255 in colours is this much in normalised space
-        return (painted + torch.randn(painted.shape, generator=self.generator) * self.deviation / 255 / 0.226)[None]
+        return painted + torch.randn(painted.shape, generator=self.generator) * self.deviation / 255 / 0.226
 
 
 def segmentation(labels, confidence) -> Segmentation:
@@ -42,8 +41,8 @@ def segmentation(labels, confidence) -> Segmentation:
     return Segmentation(labels, np.array(confidence, np.float32), np.zeros((*labels.shape, 3), np.uint8))
 
 
-def many(count, ids=(1,)):
-    return [example(ids, seed=seed) for seed in range(count)]
+def many(count, ids=(1,), **options):
+    return [example(ids, seed=seed, **options) for seed in range(count)]
 
 
 def test_rising_noise_raises_the_temperature():
@@ -92,6 +91,41 @@ def test_is_deterministic_and_several_passes_work():
     assert calibrate(predictor(model, **options), many(3, (1, 2))) == first
     with pytest.raises(ValueError, match="at least one example"):
         calibrate(predictor(model), [])
+
+
+def pack_of(model, ids=(1,), **options):
+    """Of two examples, whose only class is called "cell"."""
+    return compile_pack(model, [example(ids, seed=50 + k) for k in range(2)], "cell", **options)
+
+
+def test_packs_are_shown_with_the_others_and_a_lone_example_is_predicted_from_them():
+    model = NoisyMatcher(120)
+    cells = many(3, names={1: "cell"})
+    found = calibrate(predictor(model), cells[:1], [pack_of(model)])
+    assert (found.held_out, found.count) == ("examples", 1)
+    assert found.temperature == pytest.approx(fit_temperature(predictor(NoisyMatcher(120)), many(6)), rel=0.5)
+    model.calls.clear()
+    calibrate(predictor(model), cells, [pack_of(model)], ensemble="feature", kind="semantic")
+    assert [(call["images"].shape[1], call["kind"]) for call in model.calls] == [(4, "semantic")] * 3
+
+
+def test_a_pack_of_other_classes_plays_no_part():
+    """Its mistakes could not be told: the examples do not say where its classes are."""
+    model = NoisyMatcher(60)
+    plain = calibrate(predictor(model), many(3))
+    model.generator.manual_seed(0)
+    assert calibrate(predictor(model), many(3), [pack_of(model, (2,))]) == plain
+
+
+def test_tiles_are_cut_at_their_own_scale():
+    """Large examples are judged on fewer pixels; a pack of tiles sees all of them."""
+    model = NoisyMatcher(60)
+    large = many(2, size=(80, 48), side=16, names={1: "cell"})
+    found = calibrate(predictor(model), large, [pack_of(model, tile=24)], tile=24)
+    assert found.held_out == "examples" and found.count == 2
+    assert {tuple(call["query"].shape[-2:]) for call in model.calls} == {model.config.image_size}
+    assert sum(len(call["query"]) for call in model.calls) >= 2 * 4 * 2  # 80 x 48 pixels are at least 4 x 2 tiles
+    assert found.error < 0.01 and found.loss <= found.default_loss  # tiles overlap: noise is averaged out
 
 
 def test_log_loss_and_calibration_error_by_hand():

@@ -18,6 +18,7 @@ from PIL import Image
 from predictions import predictor
 from random_models import random_model
 
+import incontext as ic
 from incontext.image import open_labels
 from incontext.labeling import JobStopped, LabelConfig, label
 from incontext.labeling.claims import Claims
@@ -78,6 +79,20 @@ def test_every_image_gets_its_mask_and_one_line(tmp_path):
         assert len({row[part] for part in ("model", "prompt", "settings")}) == 3
     record = json.loads((tmp_path / "out" / "job.json").read_text())
     assert record["names"] == {"1": "cell", "2": "nucleus"} and record["recipe"]["model"] == rows["000.png"]["model"]
+
+
+def test_the_package_offers_it(tmp_path):
+    truths = write_images(tmp_path / "in", 2)
+    shown = example([1, 2])
+    save(tmp_path / "painted" / "a.png", shown.image)
+    save(tmp_path / "painted" / "a_mask.png", shown.labels)
+    examples = ic.open_examples(tmp_path / "painted", names={1: "cell"})
+    assert len(examples) == 1 and list(examples) == list(examples.examples)
+    config = ic.LabelConfig(calibrate=False)
+    summary = ic.label(tmp_path / "in", examples, tmp_path / "out", predictor=predictor(), config=config)
+    assert summary.done == 2
+    check_masks(tmp_path, truths)
+    assert {"LabelConfig", "label", "open_examples"} <= set(dir(ic))
 
 
 def test_a_second_run_does_nothing_and_a_changed_image_is_done_again(tmp_path):
@@ -395,10 +410,11 @@ def test_what_another_process_holds_is_left_to_it(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"ensemble": "mean"}, "ensemble"),
+        ({"kind": "panoptic"}, "kind"),
         ({"engine": "spark"}, "engine"),
         ({"threads": 0}, "threads"),
         ({"select": 0}, "select"),
-        ({"recolourings": 1}, "recolourings"),
+        ({"recolourings": -1}, "recolourings"),
         ({"min_area": 5}, "min_area: expected instances"),
         ({"workers": 2}, "workers"),
         ({"batch_size": 2.5}, "batch_size"),

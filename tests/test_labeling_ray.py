@@ -4,16 +4,19 @@ import json
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_models import ColourMatcher, blocks, example, scene
+from packs import cached_model, small_pack
 from PIL import Image
 from random_models import random_model
 
 from incontext.image import open_labels
 from incontext.labeling import JobStopped, LabelConfig, label
 from incontext.labeling.claims import Claims
+from incontext.pack.compiling import encode_pack
 from incontext.predictor import Predictor
 
 pytestmark = pytest.mark.slow
@@ -66,9 +69,10 @@ def images(tmp_path) -> Path:
     return tmp_path / "in"
 
 
-def run(images, out, model, config):
+def run(images, out, model, config, packs=()):
     predictor = Predictor(model, device="cpu")
-    return label(images, [example([1, 2]), example([1, 2], seed=2)], out, predictor=predictor, config=config)
+    shown = [example([1, 2], seed=seed, names={1: "cell", 2: "nucleus"}) for seed in (1, 2)]
+    return label(images, [*packs, *shown], out, predictor=predictor, config=config)
 
 
 def rows(out) -> list[dict]:
@@ -79,18 +83,27 @@ def files(folder) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_masks_are_those_of_the_local_run_bit_for_bit(cluster, images, tmp_path):
-    model = random_model()
-    local, on_ray = (run(images, tmp_path / name, model, c) for name, c in (("local", LOCAL), ("ray", ON_RAY)))
+@pytest.mark.parametrize("model", [random_model(), cached_model()], ids=["examples", "packs and examples"])
+def test_masks_are_those_of_the_local_run_bit_for_bit(cluster, images, tmp_path, model):
+    """With packs: one of the examples' classes, encoded; one of a class that gets another id; and recolourings."""
+    changes, packs = {}, []
+    if not model.config.examples_attend_query:
+        packs = [encode_pack(small_pack(model, name="encoded"), model), small_pack(model, ["vessel"], "other")]
+        changes = {"recolourings": 2}
+    local, on_ray = (
+        run(images, tmp_path / name, model, replace(config, **changes), packs)
+        for name, config in (("local", LOCAL), ("ray", ON_RAY))
+    )
     assert (local.done, on_ray.done, on_ray.made) == (70, 70, 70) and set(on_ray.failures) == {"bad.png"}
     for part in ("masks", "labelme"):
         assert files(tmp_path / "ray" / part) == files(tmp_path / "local" / part)
     kept = ("image", "status", "sha256", "model", "prompt", "settings", "ids", "score", "scores", "error", "mask")
+    kept += ("disagreement",)
     local_rows, ray_rows = (
         {row["image"]: {name: row[name] for name in kept} for row in rows(tmp_path / name)} for name in ("local", "ray")
     )
     assert ray_rows == local_rows
-    again = run(images, tmp_path / "ray", model, LOCAL)  # one manifest, whoever goes on
+    again = run(images, tmp_path / "ray", model, replace(LOCAL, **changes), packs)  # one manifest, whoever goes on
     assert again.made == 0 and again.done == 70
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from incontext.export import display_colour, write_image, write_indexed
 from incontext.labeling.manifest import Recipe, Row
-from incontext.labeling.review import ROWS_PER_PART, trust, write_review
+from incontext.labeling.review import ROWS_PER_PART, row_trust, write_review
 from incontext.labeling.thumbnails import SIDE, picture_uri, tint_uri
 from incontext.types import IGNORE
 
@@ -155,17 +155,22 @@ def test_worst_first(tmp_path):
         return Row(name, "done", RECIPE, ids=(1,), **values)
 
     rows = [
-        row("sure", score=0.9),
-        row("torn", score=0.9, disagreement=0.6),
+        row("sure", score=0.9, wholeness=1.0),
+        row("torn", score=0.9, wholeness=1.0, disagreement=0.6),
         row("by hand", score=0.1, corrected=True),
-        row("unsure", score=0.4),
+        row("unsure", score=0.49, wholeness=1.0),
+        row("in pieces", score=0.81, wholeness=0.5),
+        Row("broken", "failed", RECIPE),
     ]
-    assert [round(trust(each), 3) for each in rows] == [0.9, 0.36, 1.0, 0.4]
+    assert [round(row_trust(each), 3) for each in rows] == [0.949, 0.4, 1.0, 0.7, 0.45, 0.0]
     write_review(tmp_path, rows, images={}, names={1: "cell"})
     table = list(csv.DictReader((tmp_path / "review.csv").open(encoding="utf-8")))
-    assert [line["image"] for line in table] == ["torn", "unsure", "sure", "by hand"]
-    assert [line["rank"] for line in table] == ["1", "2", "3", "4"]
-    assert table[0]["disagreement"] == "0.6000" and table[3]["status"] == "corrected"
+    assert [line["image"] for line in table] == ["torn", "in pieces", "unsure", "sure", "by hand", "broken"]
+    assert [line["rank"] for line in table] == ["1", "2", "3", "4", "5", "6"]
+    assert table[0]["disagreement"] == "0.6000" and table[4]["status"] == "corrected"
+    assert table[1]["wholeness"] == "0.5000" and table[4]["wholeness"] == ""
+    data = Page((tmp_path / "review.html").read_text(encoding="utf-8")).data
+    assert [line["wholeness"] for line in data["rows"]] == [1.0, 0.5, 1.0, 1.0, None, None]
 
 
 def test_a_mark_does_not_stick_to_what_replaces_the_result(tmp_path):

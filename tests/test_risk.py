@@ -18,10 +18,10 @@ from incontext.labelled_folders import SetError, find_sets
 from incontext.types import Segmentation
 
 
-def report(scores, risks, sets=None) -> RiskReport:
-    sets = sets or ["a"] * len(risks)
-    rows = zip(sets, scores, risks, strict=True)
-    return RiskReport.of("masks", [Judged(name, str(k), r, {"mine": s}) for k, (name, s, r) in enumerate(rows)])
+def report(scores, risks, jobs=None) -> RiskReport:
+    jobs = jobs or ["a"] * len(risks)
+    rows = enumerate(zip(jobs, scores, risks, strict=True))
+    return RiskReport.of("masks", [Judged(job[0], job, str(k), r, {"mine": s}) for k, (job, s, r) in rows])
 
 
 def test_curve_by_hand():
@@ -45,18 +45,33 @@ def test_ties_are_the_mean_over_all_orders():
 
 def test_gain_runs_from_chance_to_perfect():
     risks = [0.1, 0.9, 0.4, 0.7, 0.2]
-    assert report([-r for r in risks], risks).gain("mine") == pytest.approx(1)
-    assert report([1.0] * 5, risks).gain("mine") == pytest.approx(0)
-    assert report(risks, risks).gain("mine") < 0
-    assert np.isnan(report([1, 2], [0.3, 0.3]).gain("mine"))
-    assert report([1.0] * 5, risks).curves["random"].area == pytest.approx(np.mean(risks))
+    assert report([-r for r in risks], risks).gains("mine")["a"] == pytest.approx(1)
+    assert report([1.0] * 5, risks).gains("mine")["a"] == pytest.approx(0)
+    assert report(risks, risks).gains("mine")["a"] < 0
+    assert report([1, 2], [0.3, 0.3]).gains("mine") == {}  # no room
+    assert report([1.0] * 5, risks).areas("random")["a"] == pytest.approx(np.mean(risks))
+    with pytest.raises(ValueError, match="masks to judge"):
+        RiskReport.of("masks", [])
 
 
-def test_gain_within_sets_is_not_fooled_by_easy_sets():
-    """A score that only knows which set is easy sorts no single job."""
-    risks, sets = [0.0, 0.2, 0.8, 1.0], ["easy", "easy", "hard", "hard"]
-    one = report([1, 1, 0, 0], risks, sets)
-    assert one.gain("mine") > 0.5 and one.within_sets("mine") == pytest.approx(0)
+def test_a_score_that_knows_which_job_is_easy_sorts_none():
+    risks, jobs = [0.0, 0.2, 0.8, 1.0], ["easy", "easy", "hard", "hard"]
+    one = report([1, 1, 0, 0], risks, jobs)
+    assert one.gains("mine") == {"e": pytest.approx(0), "h": pytest.approx(0)}
+    assert report([1, 0, 1, 0], risks, jobs).gains("mine") == {"e": pytest.approx(1), "h": pytest.approx(1)}
+
+
+def test_sets_count_alike_and_so_do_the_jobs_of_a_set():
+    """Set v has three videos, one of them sorted well; set w one job, sorted well."""
+    jobs = ["v1", "v1", "v2", "v2", "v3", "v3", "w", "w"]
+    risks, scores = [0.0, 1.0] * 4, [1, 0, 0.5, 0.5, 0.5, 0.5, 1, 0]
+    one = report(scores, risks, jobs)
+    assert one.gains("mine") == {"v": pytest.approx(1 / 3), "w": pytest.approx(1)}
+    row = next(row for row in one.table() if row["score"] == "mine")
+    assert row["gain"] == pytest.approx(2 / 3, abs=1e-5)
+    # v1 and w: risk 0, then 0.5; v2 and v3: 0.5 all along
+    assert row["aurc"] == pytest.approx(((0.25 + 2 * 0.5) / 3 + 0.25) / 2, abs=1e-5)
+    np.testing.assert_allclose(one.risk_at("mine", np.array([0.5, 1.0])), [(2 / 6 + 0) / 2, 0.5])
 
 
 def test_bad_found():
@@ -110,7 +125,11 @@ def test_judges_masks_and_images(source):
         return found, {"mine": Trust(0.5, {id: id / 10 for id in found.ids})}
 
     masks, images = judge_episodes("set", painted_once(source, 2, seed=3), judge)
-    assert len(images) == 4 and {mask.scores["mine"] for mask in masks} == {0.1, 0.3}
+    assert (
+        len(images) == 4
+        and {each.job for each in images} == {"set"}
+        and {mask.scores["mine"] for mask in masks} == {0.1, 0.3}
+    )
     assert all(mask.risk < 0.2 and mask.scores.keys() == {"mine", SIZE} for mask in masks)
     # An image that holds class 2 loses half of its IoU by missing it.
     assert sum(image.risk > 0.45 for image in images) >= 1 and {image.scores["mine"] for image in images} == {0.5}
@@ -137,13 +156,13 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("incontext.model.zoo.load_model", lambda name: ColourMatcher())
     parser = argparse.ArgumentParser()
     add_risk_parser(parser.add_subparsers())
-    options = ["--shots", "2", "--recolourings", "2", "-o", str(tmp_path / "out")]
+    options = ["--shots", "2", "--recolourings", "1", "-o", str(tmp_path / "out")]
     args = parser.parse_args(["risk", str(tmp_path / "data"), *options])
     assert args.run(args) == 0
     printed = capsys.readouterr().out
     assert "6 masks" in printed and "3 images" in printed and SIZE in printed
     stored = json.loads((tmp_path / "out" / "risk.json").read_text())
-    kinds = {"mean confidence", "expected IoU", "expected IoU, calibrated", "agreement", "calibrated x agreement"}
+    kinds = {"mean confidence", "score", "wholeness", "agreement", "trust without views", "trust"}
     assert {row["score"] for row in stored["scores"]["images"]} == kinds | {"random", "oracle", SIZE}
     assert len(stored["settings"]["temperatures"]) == 1  # fitted once: all queries share their examples
     args = parser.parse_args(["risk", str(tmp_path / "data"), "--shots", "0"])

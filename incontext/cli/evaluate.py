@@ -7,7 +7,7 @@ from pathlib import Path
 
 from incontext.cli import evaluate_pixels, evaluate_risk, evaluate_video
 from incontext.cli.arguments import number_list, positive, word_list
-from incontext.cli.model_options import add_device
+from incontext.cli.model_options import add_device, add_refine
 from incontext.cli.progress import progress
 
 
@@ -48,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     folders.add_argument("--ensemble", choices=("feature", "spatial"), default="feature", help="of several examples")
     add_device(folders)
+    add_refine(folders)
     folders.add_argument("--no-baselines", action="store_true", help="run the models only")
     folders.add_argument(
         "--samples",
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     report = evaluate_folders(
         args.data,
-        _predictors(args.model, args.device),
+        _predictors(args.model, args.device, args.refine),
         shots=args.shots,
         sets=args.sets,
         within=WITHIN if args.within is None else args.within,
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predictors(models: list[str] | None, device: str) -> dict:
+def _predictors(models: list[str] | None, device: str, refine: bool | None) -> dict:
     """Method name -> predictor."""
     if models == ["none"]:
         return {}
@@ -105,7 +106,7 @@ def _predictors(models: list[str] | None, device: str) -> dict:
     models = list(dict.fromkeys(models or ["default"]))
     short = [Path(model).stem for model in models]
     names = short if len(set(short)) == len(short) else models
-    return {n: Predictor(load_model(m), device=device) for n, m in zip(names, models, strict=True)}
+    return {n: Predictor(load_model(m), device=device, refine=refine) for n, m in zip(names, models, strict=True)}
 
 
 def _pictures(report, folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from incontext.cli.class_ids import tell_renumbered
 from incontext.cli.model_options import add_device, add_model, open_predictor
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def run_score(args: argparse.Namespace) -> int:
     from incontext.labeling.left_out import LeftOut
 
     opened = open_examples(args.sources)
+    tell_renumbered(opened.renumbered, opened.names)
     plan = Plan.of(len(opened.examples), budget=args.budget, size=args.size)
     journal = args.output / "predictions.jsonl" if args.output else None
     left_out = LeftOut(open_predictor(args), opened.examples, journal=journal)

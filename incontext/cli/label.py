@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from incontext.cli.arguments import class_names
+from incontext.cli.class_ids import packs_renumbered, tell_renumbered
 from incontext.cli.model_options import add_device, add_model, add_precision, add_refine, add_views, open_predictor
 
 
@@ -15,11 +16,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "label",
         help="turn a folder of images into a labelled dataset",
-        description="Labels images as the examples show. Writes OUT/masks/NAME.png (pixel values are class ids), a "
-        "folder for each format, and OUT/manifest.jsonl with a line for each image. It may be stopped at any moment: "
-        "the same command goes on where it stopped, redoes what has changed and tries again what failed. Several "
-        "may work on one OUT at once. An image that cannot be labelled is recorded, and the job goes on; the exit "
-        "status is then 1.",
+        description="Labels images as examples or prompt packs show. Writes OUT/masks/NAME.png (pixel values are class "
+        "ids), a folder for each format, and OUT/manifest.jsonl with a line for each image. It may be stopped at any "
+        "moment: the same command goes on where it stopped, redoes what has changed and tries again what failed. "
+        "Several may work on one OUT at once. An image that cannot be labelled is recorded, and the job goes on; the "
+        "exit status is then 1.",
     )
     parser.add_argument(
         "images",
@@ -31,10 +32,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--examples",
         nargs="+",
         action="extend",
-        required=True,
+        default=[],
         metavar="DIR",
         help="folders of images with masks of the same name, COCO or labelme JSON, or other datasets; "
         "classes of the same name are the same",
+    )
+    parser.add_argument(
+        "--pack",
+        action="append",
+        default=[],
+        metavar="PACK",
+        help="a prompt pack, by name or file, alone or beside examples; as often as needed",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="where to write")
     parser.add_argument(
@@ -45,7 +53,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="formats of the dataset: coco, coco-polygons, coco-panoptic, yolo, voc, png, labelme, cvat, "
         "label-studio, or none (default coco)",
     )
-    parser.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of class ids")
+    parser.add_argument(
+        "--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of the examples' ids"
+    )
     _add_model_arguments(parser)
     _add_trust_arguments(parser)
     _add_engine_arguments(parser)
@@ -61,15 +71,17 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ensemble",
         choices=("feature", "spatial"),
-        default="feature",
-        help="of several examples: average what each tells (default), or lay all out in one grid (faster)",
+        help="of several examples: average what each tells (default, unless a pack says otherwise), or lay all out in "
+        "one grid (faster)",
     )
     group.add_argument(
         "--select", type=int, metavar="K", help="show each image only the K examples that suit it best, out of all"
     )
     add_refine(group)
     group.add_argument(
-        "--kind", choices=("instance", "semantic"), default="instance", help="what the ids are (default instance)"
+        "--kind",
+        choices=("instance", "semantic"),
+        help="what the ids are (default instance, unless a pack says otherwise)",
     )
     group.add_argument(
         "--max-pixels", type=int, metavar="N", help="larger images are recorded as failed (default 80 million)"
@@ -98,7 +110,7 @@ def _add_trust_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="fit the confidence by leaving out one example at a time (default)",
+        help="fit the confidence by leaving out one example at a time (default); packs alone bring their own",
     )
     group.add_argument("--review", action="store_true", help="write OUT/review.html and .csv, the least sure first")
     group.add_argument(
@@ -126,14 +138,20 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status: 0, or 1 if an image failed.
 
     Raises:
-        ValueError: arguments, examples or the model are wrong.
+        ValueError: arguments, examples, packs or the model are wrong.
         JobStopped: the job cannot go on now.
     """
     from incontext.labeling import LabelConfig, label, open_examples
+    from incontext.pack.library import open_pack
 
+    if not args.examples and not args.pack:
+        raise ValueError("expected --examples or --pack, got neither; show what to find")
+    if args.names and not args.examples:
+        raise ValueError("--names: expected --examples, whose classes it names; a pack brings its own names along")
     config = LabelConfig(
         formats=args.format,
         ensemble=args.ensemble,
+        kind=args.kind,
         flip=args.flip,
         tile=args.tile,
         overlap=args.overlap,
@@ -150,11 +168,17 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.corrections is not None and not args.corrections.is_dir():
         raise ValueError(f"--corrections: expected a folder of masks, got {args.corrections}")
-    examples = open_examples(args.examples, names=args.names).examples
-    predictor = open_predictor(args, kind=args.kind, refine=args.refine, precision=args.precision)
+    packs = [open_pack(each) for each in args.pack]
+    examples = open_examples(args.examples, names=args.names) if args.examples else ()
+    predictor = open_predictor(args, refine=args.refine, precision=args.precision)
+    sources = [*packs, *examples]
+    prompt = predictor.prompt(sources)
+    if examples:
+        tell_renumbered(examples.renumbered, prompt.names)
+    tell_renumbered(packs_renumbered(args.pack, packs, prompt.packs), prompt.names)
     try:
         summary = label(
-            args.images, examples, args.output, predictor=predictor, config=config, corrections=args.corrections
+            args.images, sources, args.output, predictor=predictor, config=config, corrections=args.corrections
         )
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -56,7 +56,7 @@ def add_refine(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--refine",
         action=argparse.BooleanOptionalAction,
-        help="fit masks to the edges of the image (default: as the model asks for)",
+        help="fit masks to what pixels look like in examples and image (default: as the model asks for)",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from incontext.cli.arguments import class_names
-from incontext.cli.model_options import add_device, add_model, add_precision, add_views, open_predictor
+from incontext.cli.model_options import add_device, add_model, add_precision, add_refine, add_views, open_predictor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_device(parser)
     add_precision(parser)
     add_views(parser)
+    add_refine(parser)
     parser.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
     parser.set_defaults(run=run)
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     from incontext.pack.library import open_pack
 
     packs = [open_pack(each) for each in args.pack]
-    predictor = open_predictor(args, precision=args.precision)
+    predictor = open_predictor(args, refine=args.refine, precision=args.precision)
     job = _Job(args, examples, predictor.prompt([*packs, *examples]), inputs, predictor)
     job.segment()
     print(job.summary())

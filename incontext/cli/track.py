@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from incontext.cli.arguments import class_names, word_list
-from incontext.cli.model_options import add_device, add_flip, add_model, add_refine, open_predictor
+from incontext.cli.model_options import add_device, add_flip, add_model, add_precision, add_refine, open_predictor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,6 +76,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_refine(parser)
     parser.add_argument("--reader", choices=("auto", "decord", "pyav"), default="auto", help="of video files")
     add_device(parser)
+    add_precision(parser)
     parser.add_argument(
         "--profile",
         action="store_true",
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     examples = _open_examples(args)
     if not (masks or examples or args.pack):
         raise ValueError("expected --mask, --example, --examples or --pack, got none; paint the first frame")
-    predictor = open_predictor(args, refine=args.refine)
+    predictor = open_predictor(args, refine=args.refine, precision=args.precision)
     if args.profile:
         return _profile(args, predictor, frames[chosen.start : chosen.stop : chosen.step], masks)
     return _track(args, predictor, frames, chosen, masks, examples, formats)
@@ -117,6 +118,7 @@ def _track(
 ) -> int:
     import hashlib
 
+    from incontext.model.inference import pick_precision
     from incontext.pack.library import locate_pack, open_pack
     from incontext.video.job import TrackJob
     from incontext.video.memory import POLICIES
@@ -138,6 +140,7 @@ def _track(
             "policy": args.policy,
             "flip": args.flip,
             "refine": predictor.refine,
+            "precision": pick_precision(args.precision, predictor.device),
             "masks": {str(index): _digest(mask) for index, mask in masks.items()},
             "examples": [_digest(each.image, each.labels) for each in examples],
             "packs": [hashlib.sha256(locate_pack(name).read_bytes()).hexdigest()[:16] for name in args.pack],
@@ -153,13 +156,20 @@ def _profile(args: argparse.Namespace, predictor: Predictor, frames: Frames, mas
     import json
 
     from incontext.atomic import replacing
+    from incontext.model.inference import pick_precision
     from incontext.video.speed import measure_pace
 
     if not masks or min(masks) != args.start:
         raise ValueError("--profile: expected a --mask of the first frame")
     results = [measure_pace(predictor, frames, masks[args.start], examples=count).summary() for count in (1, 9)]
     with replacing(args.output / "profile.json") as draft:
-        report = {"model": args.model, "device": str(predictor.device), "size": list(frames.size), "paces": results}
+        report = {
+            "model": args.model,
+            "device": str(predictor.device),
+            "precision": pick_precision(args.precision, predictor.device),
+            "size": list(frames.size),
+            "paces": results,
+        }
         draft.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for each in results:
         print(

@@ -5,12 +5,13 @@ what is kept (El-Yaniv and Wiener 2010; the area under the curve, AURC: Geifman 
 rest first wants it low early.
 
 The protocol is that of a label job: of each set a few images are painted, once, and all others are labelled. Of a video
-the first frame is painted.
+the first frame is painted. Results are sorted within a job only, as a user does: a score that merely knows which set
+is easy would else look as if it could sort. Numbers are means over the sets, each the mean over its jobs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,12 +57,14 @@ class Judged:
 
     Attributes:
         set: name of its set.
+        job: what was labelled with the same examples: the set, or "SET/VIDEO".
         name: of the query, with "#ID" for a mask.
         risk: 1 - IoU, 0..1.
         scores: kind -> score; high is good.
     """
 
     set: str
+    job: str
     name: str
     risk: float
     scores: Mapping[str, float]
@@ -121,12 +124,14 @@ class RiskReport:
     Attributes:
         level: "masks" or "images".
         results: what was judged.
-        curves: kind -> curve, with "random" (its expectation) and "oracle" (sorted by the risk itself).
+        kinds: of scores, with "random" (its expectation) and "oracle" (sorted by the risk itself).
+        sets: set -> for each of its jobs, kind -> curve.
     """
 
     level: str
     results: tuple[Judged, ...]
-    curves: Mapping[str, RiskCurve]
+    kinds: tuple[str, ...]
+    sets: Mapping[str, tuple[Mapping[str, RiskCurve], ...]]
 
     @classmethod
     def of(cls, level: str, results: Iterable[Judged]) -> RiskReport:
@@ -136,38 +141,75 @@ class RiskReport:
             ValueError: there is no result.
         """
         results = tuple(results)
-        risks = [each.risk for each in results]
-        kinds = {kind: [each.scores[kind] for each in results] for kind in (results[0].scores if results else ())}
-        kinds = {"random": [0.0] * len(results), **kinds, "oracle": [-risk for risk in risks]}
-        return cls(level, results, {kind: risk_curve(scores, risks) for kind, scores in kinds.items()})
+        if not results:
+            raise ValueError(f"expected {level} to judge, got none")
+        jobs: dict[str, dict[str, list[Judged]]] = {}
+        for each in results:
+            jobs.setdefault(each.set, {}).setdefault(each.job, []).append(each)
+        sets = {name: tuple(_curves(job) for job in of_set.values()) for name, of_set in jobs.items()}
+        return cls(level, results, tuple(sets[results[0].set][0]), sets)
 
-    def gain(self, kind: str) -> float:
-        """How far from chance (0) towards perfect knowledge (1) a kind of score gets: of AURC. nan where all results
-        are equally good."""
-        area = {name: self.curves[name].area for name in ("random", kind, "oracle")}
-        room = area["random"] - area["oracle"]
-        return (area["random"] - area[kind]) / room if room > 0 else float("nan")
+    def areas(self, kind: str) -> dict[str, float]:
+        """Set -> AURC, 0..1; lower is better."""
+        return self._by_set(lambda curves: curves[kind].area)
 
-    def within_sets(self, kind: str) -> float:
-        """The mean over sets of each set's own gain: what sorting is worth to one job. nan where no set has room."""
-        names = dict.fromkeys(each.set for each in self.results)
-        parts = [RiskReport.of(self.level, [each for each in self.results if each.set == name]) for name in names]
-        gains = [gain for part in parts if not np.isnan(gain := part.gain(kind))]
-        return float(np.mean(gains)) if gains else float("nan")
+    def gains(self, kind: str) -> dict[str, float]:
+        """Set -> how far from chance (0) towards perfect knowledge (1) a kind of score gets: of AURC. Jobs whose
+        results are all equally good have no room for either, and sets of such jobs alone are left out."""
+
+        def gain(curves: Mapping[str, RiskCurve]) -> float:
+            room = curves["random"].area - curves["oracle"].area
+            return (curves["random"].area - curves[kind].area) / room if room > 1e-9 else float("nan")
+
+        return self._by_set(gain)
+
+    def bad_found(self, kind: str) -> dict[str, float]:
+        """Set -> part of the bad results that a person finds; see `RiskCurve`. Sets without any are left out."""
+        return self._by_set(lambda curves: curves[kind].bad_found)
+
+    def risk_at(self, kind: str, coverage: np.ndarray) -> np.ndarray:
+        """Mean risk over the sets of what is kept.
+
+        Args:
+            kind: of score.
+            coverage: float (n,), 0..1, rising.
+
+        Returns:
+            float (n,).
+        """
+        of_sets = (
+            [np.interp(coverage, curves[kind].coverage, curves[kind].risk) for curves in jobs]
+            for jobs in self.sets.values()
+        )
+        return np.mean([np.mean(risks, axis=0) for risks in of_sets], axis=0)
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each kind, the best AURC first, as JSON takes it."""
+        """A row for each kind, the best AURC first, as JSON takes it: means over the sets, and the gain in each."""
         rows = [
             {
                 "score": kind,
-                "aurc": _plain(curve.area),
-                "gain": _plain(self.gain(kind)),
-                "gain_within_sets": _plain(self.within_sets(kind)),
-                "bad_found": _plain(curve.bad_found),
+                "aurc": _mean(self.areas(kind)),
+                "gain": _mean(self.gains(kind)),
+                "bad_found": _mean(self.bad_found(kind)),
+                "gain_by_set": {name: round(gain, 5) for name, gain in self.gains(kind).items()},
             }
-            for kind, curve in self.curves.items()
+            for kind in self.kinds
         ]
         return sorted(rows, key=lambda row: row["aurc"])
+
+    def _by_set(self, measure: Callable[[Mapping[str, RiskCurve]], float]) -> dict[str, float]:
+        """The mean over each set's jobs of what is a number there."""
+        found = {name: [measure(curves) for curves in jobs] for name, jobs in self.sets.items()}
+        known = {name: [value for value in values if not np.isnan(value)] for name, values in found.items()}
+        return {name: float(np.mean(values)) for name, values in known.items() if values}
+
+
+def _curves(results: Sequence[Judged]) -> dict[str, RiskCurve]:
+    """The curves of one job: kind -> curve."""
+    risks = [each.risk for each in results]
+    kinds = {kind: [each.scores[kind] for each in results] for kind in results[0].scores}
+    kinds = {"random": [0.0] * len(results), **kinds, "oracle": [-risk for risk in risks]}
+    return {kind: risk_curve(scores, risks) for kind, scores in kinds.items()}
 
 
 def painted_once(source: ImageSet, shots: int, *, seed: int = 0, limit: int | None = None) -> Iterator[Episode]:
@@ -226,16 +268,17 @@ def judge_episodes(name: str, episodes: Iterable[Episode], judge: Judge) -> tupl
         ious = {id: value for id, value in ious.items() if not np.isnan(value)}
         if not ious:
             continue
+        job = f"{name}/{episode.group}" if episode.group else name
         scores = {kind: trust.image for kind, trust in trusts.items()}
-        images.append(Judged(name, episode.name, 1 - float(np.mean(list(ious.values()))), {**scores, SIZE: area}))
+        images.append(Judged(name, job, episode.name, 1 - float(np.mean(list(ious.values()))), {**scores, SIZE: area}))
         for id in found.ids:
             if id in ious:
                 size = int(found.mask(id).sum()) / found.labels.size
                 scores = {kind: trust.masks[id] for kind, trust in trusts.items() if trust.masks}
-                masks.append(Judged(name, f"{episode.name}#{id}", 1 - ious[id], {**scores, SIZE: size}))
+                masks.append(Judged(name, job, f"{episode.name}#{id}", 1 - ious[id], {**scores, SIZE: size}))
     return masks, images
 
 
-def _plain(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if np.isnan(value) else round(float(value), 5)
+def _mean(values: Mapping[str, float]) -> float | None:
+    """Rounded; None, as JSON has no nan, where there are none."""
+    return round(float(np.mean(list(values.values()))), 5) if values else None

@@ -7,21 +7,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from incontext.atomic import replacing
 from incontext.evaluation.risk import REVIEWED, RiskReport
+from incontext.evaluation.tables import align
+
+_COVERAGE = np.linspace(0.01, 1, 100)
 
 
 def aligned(reports: Sequence[RiskReport]) -> str:
-    """Tables for a terminal, one for each report."""
+    """Tables for a terminal, one for each report: means over the sets, then the gain in each set."""
     lines = []
     for report in reports:
-        found = f"bad in last {100 * REVIEWED:.0f}%"
-        lines.append(f"{len(report.results)} {report.level:22}   AURC    gain  gain within sets  {found}")
+        found, sets = f"bad in last {100 * REVIEWED:.0f}%", list(report.gains("random"))
+        heads = [f"{len(report.results)} {report.level}", "AURC", "gain", found, *sets]
+        rows = [heads]
         for row in report.table():
-            parts = (_percent(row[name]) for name in ("aurc", "gain", "gain_within_sets", "bad_found"))
-            aurc, gain, within, bad = parts
-            lines.append(f"  {row['score']:26} {aurc:>6} {gain:>7} {within:>17} {bad:>{len(found) + 1}}")
-        lines.append("")
+            means = [_percent(row[name]) for name in ("aurc", "gain", "bad_found")]
+            rows.append([row["score"], *means, *(_percent(row["gain_by_set"].get(name)) for name in sets)])
+        lines += [align(rows, text=1), ""]
     return "\n".join(lines).rstrip()
 
 
@@ -41,7 +46,7 @@ def save(reports: Sequence[RiskReport], folder: Path, settings: Mapping[str, Any
         "scores": {report.level: report.table() for report in reports},
         "results": {
             report.level: [
-                {"set": each.set, "name": each.name, "risk": round(each.risk, 5), "scores": _rounded(each.scores)}
+                {"job": each.job, "name": each.name, "risk": round(each.risk, 5), "scores": _rounded(each.scores)}
                 for each in report.results
             ]
             for report in reports
@@ -56,7 +61,7 @@ def save(reports: Sequence[RiskReport], folder: Path, settings: Mapping[str, Any
 
 
 def _draw(reports: Sequence[RiskReport], path: Path) -> Path | None:
-    """Mean IoU of what is kept over the part that is kept, a panel for each report."""
+    """Mean IoU of what is kept over the part that is kept, mean over the sets, a panel for each report."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -64,10 +69,10 @@ def _draw(reports: Sequence[RiskReport], path: Path) -> Path | None:
     figure = Figure(figsize=(6.4 * len(reports), 4.6), layout="constrained")
     for panel, report in zip(figure.subplots(1, len(reports), squeeze=False)[0], reports, strict=True):
         for row in report.table():
-            curve = report.curves[row["score"]]
             plain = {"random": {"color": "0.6", "ls": "--"}, "oracle": {"color": "0.6", "ls": ":"}}
-            label = f"{row['score']}, AURC {100 * curve.area:.1f}"
-            panel.plot(100 * curve.coverage, 100 * (1 - curve.risk), label=label, **plain.get(row["score"], {}))
+            label = f"{row['score']}, AURC {_percent(row['aurc'])}"
+            kept = 1 - report.risk_at(row["score"], _COVERAGE)
+            panel.plot(100 * _COVERAGE, 100 * kept, label=label, **plain.get(row["score"], {}))
         panel.set(xlabel="part that is kept, most trusted first, %", ylabel="mean IoU of what is kept, %")
         panel.set_title(f"{len(report.results)} {report.level}", fontsize=11)
         panel.set(xlim=(0, 100))

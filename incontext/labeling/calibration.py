@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from scipy.optimize import minimize_scalar
 
 from incontext.decoding import Decoder
 from incontext.image import resize_image, resize_labels
+from incontext.pack import PromptPack
 from incontext.palette import DEFAULT_TEMPERATURE, Palette
 from incontext.predictor import Predictor
+from incontext.prompt import Source
 from incontext.refinement import Refinement
 from incontext.types import IGNORE, Example, Segmentation
 
@@ -33,6 +36,9 @@ _CEILING = 0.999
 """Confidence above this counts as this, or one wrong pixel of a saturated softmax would decide everything."""
 
 _BINS = 15
+
+_DENSE = 1 << 16
+"""Ids up to this are counted in a table of all of them."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +72,18 @@ class _Painted:
         truth: int32 (h, w); `IGNORE` also where the prompt could not know the id.
         paintings: float (3, h, w) in 0..255, one for each pass.
         palettes: of the passes.
-        patch: side of a patch in pixels; None where results are not refined.
+        refinement: of `image`, or None.
     """
 
     image: np.ndarray
     truth: np.ndarray
     paintings: tuple[torch.Tensor, ...]
     palettes: tuple[Palette, ...]
-    patch: float | None
+    refinement: Refinement | None
 
     def judge(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """Confidence (n,) and whether the label is right, bool (n,), of the pixels whose truth is known."""
-        refinement = None if self.patch is None else Refinement(self.image, self.patch)
-        decoder = Decoder(self.truth.shape, self.palettes, torch.device("cpu"), temperature, refinement)
+        decoder = Decoder(self.truth.shape, self.palettes, torch.device("cpu"), temperature, self.refinement)
         for painting in self.paintings:
             decoder.add([painting])
         found = decoder.finish({})
@@ -86,15 +91,21 @@ class _Painted:
         return found.confidence[known], (found.labels == self.truth)[known]
 
 
-def fit_temperature(predictor: Predictor, examples: Sequence[Example]) -> float:
+def fit_temperature(
+    predictor: Predictor, examples: Sequence[Example], packs: Sequence[PromptPack] = (), **manner: Any
+) -> float:
     """The temperature of `calibrate`, in squared colour units."""
-    return calibrate(predictor, examples).temperature
+    return calibrate(predictor, examples, packs, **manner).temperature
 
 
 def calibrate(
     predictor: Predictor,
     examples: Sequence[Example],
+    packs: Sequence[PromptPack] = (),
     *,
+    ensemble: str | None = None,
+    kind: str | None = None,
+    tile: int | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Calibration:
     """Fits the temperature by leaving out one example at a time.
@@ -103,11 +114,16 @@ def calibrate(
     cropped views are predicted from itself. Those are easier than new images, so the temperature can only rise
     above the default: confidence never grows on such weak evidence.
 
+    Packs are shown with the others, if they have a class in common with the examples, which tell nothing of where
+    other classes are. A lone example is then predicted from the packs.
+
     Costs one prediction for each of at most `MOST_LEFT_OUT` examples, from the others.
 
     Args:
         predictor: its own temperature plays no part.
         examples: at least one.
+        packs: as a `Prompt` of both holds them: what they share with the examples has one name and one id.
+        ensemble, kind, tile: as the predictions will be made; see `Predictor.predict`.
         progress: wraps the loop over predictions, for example in `tqdm`.
 
     Raises:
@@ -117,14 +133,18 @@ def calibrate(
         raise ValueError("expected at least one example to calibrate on, got none")
     count = min(len(examples), MOST_LEFT_OUT)
     chosen = [examples[k * len(examples) // count] for k in range(count)]
-    if len(chosen) > 1:
-        tasks = [(each, chosen[:k] + chosen[k + 1 :]) for k, each in enumerate(chosen)]
-    else:
+    known = {id for each in chosen for id in each.ids}
+    packs = [pack for pack in packs if known.intersection(pack.ids)]
+    lone = len(chosen) == 1 and not packs
+    if lone:
         tasks = [(view, chosen) for view in _views(chosen[0])]
+    else:
+        tasks = [(each, [*packs, *chosen[:k], *chosen[k + 1 :]]) for k, each in enumerate(chosen)]
+    manner = {"ensemble": ensemble, "kind": kind, "tile": tile}
     with torch.inference_mode():
-        painted = [_paint(predictor, *tasks[k]) for k in progress(range(len(tasks)))]
+        painted = [_paint(predictor, *tasks[k], manner) for k in progress(range(len(tasks)))]
         painted = [each for each in painted if each is not None]
-        return _fit(painted, lone=len(chosen) == 1)
+        return _fit(painted, lone)
 
 
 def _fit(painted: Sequence[_Painted], lone: bool) -> Calibration:
@@ -154,8 +174,8 @@ def _error_at(painted: Sequence[_Painted], temperature: float) -> float:
     return calibration_error(*(np.concatenate(parts) for parts in zip(*judged, strict=True)))
 
 
-def _paint(predictor: Predictor, shown: Example, others: Sequence[Example]) -> _Painted | None:
-    """Predicts one example from others; None where they share no class."""
+def _paint(predictor: Predictor, shown: Example, others: Sequence[Source], manner: Mapping) -> _Painted | None:
+    """Predicts one example from others and packs; None where they share no class."""
     known = {id for each in others for id in each.ids}
     if not known.intersection(shown.ids):
         return None
@@ -168,15 +188,23 @@ def _paint(predictor: Predictor, shown: Example, others: Sequence[Example]) -> _
     prompt = predictor.prompt(others)
     # One pass at a time: the painting of several together is a mixture that no longer tells what was painted.
     passes = [dataclasses.replace(prompt, palettes=(palette,)) for palette in prompt.palettes]
-    paintings = [predictor.predict(image, one).painting for one in passes]
-    sides = [config.patch_size * side / pixels for side, pixels in zip(size, config.image_size, strict=True)]
+    tile = manner["tile"]
+    # Tiles are of a scale of their own: they are cut from the image as it is, and the painting is thinned out.
+    query = image if tile is None else shown.image
+    paintings = [_thin_out(predictor.predict(query, one, **manner).painting, size) for one in passes]
     return _Painted(
         image,
         truth,
         tuple(torch.from_numpy(painting).movedim(-1, 0).float() for painting in paintings),
         prompt.palettes,
-        (sides[0] * sides[1]) ** 0.5 if predictor.refine else None,
+        predictor.refinement(image, prompt, tile, scale) if predictor.refine else None,
     )
+
+
+def _thin_out(painting: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels of (H, W, 3) at even distances: means of colours would be colours that nobody painted."""
+    rows, columns = ((np.arange(n) + 0.5) * length / n for n, length in zip(size, painting.shape[:2], strict=True))
+    return painting[rows.astype(int)[:, None], columns.astype(int)]
 
 
 def _views(example: Example) -> list[Example]:
@@ -225,11 +253,18 @@ def expected_ious(segmentation: Segmentation) -> dict[int, float]:
     unlike the mean confidence, it knows that a border of doubt ruins a small mask and not a large one. It is as
     calibrated as the confidence is.
     """
-    ids = segmentation.ids
-    labels, confidence = segmentation.labels, segmentation.confidence.astype(np.float64)
-    slots = np.searchsorted(np.array([0, *ids]), np.maximum(labels, 0))
-    areas = np.bincount(slots.ravel(), minlength=len(ids) + 1)
-    sure = np.bincount(slots.ravel(), confidence.ravel(), minlength=len(ids) + 1)
+    labels = np.maximum(segmentation.labels.ravel(), 0)
+    if labels.max() > _DENSE:
+        known = np.array([0, *segmentation.ids])
+        slots = np.searchsorted(known, labels)
+    else:  # several times quicker
+        known = np.unique([0, *np.flatnonzero(np.bincount(labels))])
+        slots = np.zeros(known[-1] + 1, np.intp)
+        slots[known] = np.arange(len(known))
+        slots = slots[labels]
+    ids = known[1:].tolist()
+    areas = np.bincount(slots, minlength=len(known))
+    sure = np.bincount(slots, segmentation.confidence.ravel().astype(np.float64), minlength=len(known))
     open_ = areas - sure  # confidence that is left to other ids, by the label that it is left by
     share = areas[1:] / max(1, areas[1:].sum())
     missed = (open_.sum() - open_[1:]) * share
@@ -237,7 +272,7 @@ def expected_ious(segmentation: Segmentation) -> dict[int, float]:
 
 
 def image_score(segmentation: Segmentation, ious: Mapping[int, float] | None = None) -> float:
-    """How much to trust an image's result, 0..1; the lowest are to be looked at first.
+    """Which IoU an image's result can expect, by its pixels' confidence, 0..1; a part of `incontext.labeling.trust`.
 
     The mean of `expected_ious`. Where nothing was found it is the mean confidence of the least sure hundredth of
     the pixels: an object that was nearly found lowers it, an empty scene does not.

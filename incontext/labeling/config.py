@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from incontext.prompt import ENSEMBLES
+from incontext.model.seggpt import KINDS
+from incontext.prompt import ENSEMBLES, Prompt
 
 ENGINES = ("local", "ray")
 
@@ -21,15 +22,15 @@ class LabelConfig:
 
     Attributes:
         formats: names in `incontext.export.formats.FORMATS`, to be written beside the masks.
-        ensemble, flip, tile, overlap: see `Predictor.predict`.
+        ensemble, kind, flip, tile, overlap: see `Predictor.predict`.
         batch_size: images or tiles at once; None: 8, on a CPU 1.
         instances: make every connected part of a class an object of its own. SegGPT has no native instances:
             it tells classes apart, not objects that touch.
         min_area: of objects, in pixels; smaller ones become background in the formats. Needs `instances`.
-        select: show each image only so many examples, the most useful ones for it, out of all.
-        recolourings: paint each image in so many other sets of colours, and record how much they disagree.
-            Each costs the time of one prediction.
-        calibrate: fit the confidence to the examples by leaving one out at a time.
+        select: show each image only so many examples, the most useful ones for it, out of all. Packs are always shown.
+        recolourings: paint each image in so many other sets of colours, every other one mirrored, and record how
+            far they disagree with the result. Each costs the time of one prediction.
+        calibrate: fit the confidence to the examples by leaving one out at a time. Packs alone keep their own.
         review: write `review.html` and `review.csv`, the least sure images first.
         engine: "local", or "ray" for many machines.
         workers: models that Ray holds at once; None: one for each GPU, else one for each CPU but one.
@@ -41,7 +42,8 @@ class LabelConfig:
     """
 
     formats: tuple[str, ...] = ()
-    ensemble: str = "feature"
+    ensemble: str | None = None
+    kind: str | None = None
     flip: bool = False
     tile: int | str | None = None
     overlap: float = 0.25
@@ -59,24 +61,48 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formats", tuple(dict.fromkeys(self.formats)))
-        for name, value, choices in (("ensemble", self.ensemble, ENSEMBLES), ("engine", self.engine, ENGINES)):
-            if value not in choices:
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine: expected one of {ENGINES}, got {self.engine!r}")
+        for name, value, choices in (("ensemble", self.ensemble, ENSEMBLES), ("kind", self.kind, KINDS)):
+            if value is not None and value not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
         for name, least in (("min_area", 0), ("recolourings", 0), ("threads", 1), ("max_pixels", 1)):
             _require_at_least(name, getattr(self, name), least)
         for name in ("batch_size", "select", "workers"):
             if getattr(self, name) is not None:
                 _require_at_least(name, getattr(self, name), 1)
-        if self.recolourings == 1:
-            raise ValueError("recolourings: expected 0, or 2 and more to compare with each other, got 1")
         if self.min_area and not self.instances:
             raise ValueError("min_area: expected instances too, since it is objects that are measured; ask for both")
         if self.workers is not None and self.engine != "ray":
             raise ValueError("workers: expected the engine 'ray' with it; the local engine runs one model")
 
+    def resolved(self, prompt: Prompt, kind: str) -> LabelConfig:
+        """The same job with nothing left open that a prompt decides: ensemble, kind, tile, and whether to calibrate.
+
+        Args:
+            prompt: what the job shows.
+            kind: where neither this nor a pack says one.
+
+        Raises:
+            PackError: packs differ in what is left to them.
+            ValueError: there is no example to select from.
+        """
+        if self.select is not None and not prompt.examples:
+            raise ValueError(
+                "select: expected examples to choose from, got packs alone, which are always shown whole; give "
+                "examples too, or leave it out"
+            )
+        return replace(
+            self,
+            ensemble=self.ensemble or prompt.ensemble or "feature",
+            kind=self.kind or prompt.kind or kind,
+            tile=prompt.tile if prompt.packs and self.tile in (None, "auto") else self.tile,
+            calibrate=self.calibrate and bool(prompt.examples),
+        )
+
     def painting_settings(self) -> dict:
         """Those fields that decide what a mask and its scores are, as JSON knows them."""
-        names = ("ensemble", "flip", "tile", "overlap", "select", "recolourings", "calibrate")
+        names = ("ensemble", "kind", "flip", "tile", "overlap", "select", "recolourings", "calibrate")
         return {name: getattr(self, name) for name in names}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,12 +32,20 @@ class ExampleSet:
         names: class id -> name.
         paths: each example's image.
         renumbered: source -> {class id in it: class id here}, for classes whose id changed.
+
+    Goes wherever examples go: iterating over it gives them.
     """
 
     examples: tuple[Example, ...]
     names: Mapping[int, str]
     paths: tuple[Path, ...]
     renumbered: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
 
 def open_examples(

@@ -84,10 +84,12 @@ class ImageWriter:
                 row = replace(row, corrected=True, scores=dict.fromkeys(ids, 1.0), score=1.0)
             else:
                 segmentation = labelled.segmentation
-                labels, ids = segmentation.labels, segmentation.ids
-                ious = expected_ious(segmentation)
+                labels, ious = segmentation.labels, expected_ious(segmentation)
+                ids = tuple(ious)
                 scores = {id: round(iou, 4) for id, iou in ious.items()}
                 row = replace(row, scores=scores, score=round(image_score(segmentation, ious), 4))
+                if labelled.wholeness is not None:
+                    row = replace(row, wholeness=round(labelled.wholeness, 4))
                 if labelled.disagreement is not None:
                     row = replace(row, disagreement=round(labelled.disagreement, 4))
             row = replace(row, size=labels.shape, ids=ids)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from incontext.export.formats import FORMATS
@@ -30,7 +30,7 @@ from incontext.labeling.ray_engine import import_ray, run_ray
 from incontext.labeling.reading import JobStopped, Task, cannot_write
 from incontext.labeling.review import write_review
 from incontext.predictor import Predictor
-from incontext.types import Example
+from incontext.prompt import Prompt, Source, check_sources
 
 CORRECTIONS = "corrections"
 """The folder below the output folder where corrected masks are looked for."""
@@ -72,32 +72,34 @@ class LabelSummary:
 
 def label(
     images: str | os.PathLike | Sequence[str | os.PathLike],
-    examples: Iterable[Example],
+    examples: Source | Iterable[Source],
     out: str | os.PathLike,
     *,
     predictor: Predictor,
     config: LabelConfig | None = None,
     corrections: str | os.PathLike | None = None,
 ) -> LabelSummary:
-    """Labels images as examples show, and writes them as a dataset.
+    """Labels images as examples or prompt packs show, and writes them as a dataset.
 
     Below `out`: `masks/NAME.png` (pixel values are class ids; see `incontext.export.write_indexed`), a folder for
     each format, `manifest.jsonl` with a line for each image, `job.json` with what the masks were made with, and the
     review.
 
-    It may be stopped at any moment and called again: what is done stays, unless the image, the model, an example or a
-    setting has changed; what failed is tried again. Several processes may label into one folder at once.
+    It may be stopped at any moment and called again: what is done stays, unless the image, the model, an example, a
+    pack or a setting has changed; what failed is tried again. Several processes may label into one folder at once.
 
     Args:
         images: files, folders, patterns and lists; see `find_images`.
-        examples: see `incontext.labeling.open_examples`.
+        examples: examples (see `open_examples`), packs, or both. Classes of packs join by name: an id may change
+            where another class has it.
         out: the output folder; made where it is missing.
         predictor: whose model labels.
-        config: how; `LabelConfig()` by default.
+        config: how; `LabelConfig()` by default. What it leaves open is as the packs were made for.
         corrections: a folder of corrected masks; `out/corrections`, by default, where there is one. See
             `open_corrections`.
 
     Raises:
+        PackError: a pack was made for another model, or packs differ in what the config leaves to them.
         ValueError: an argument is wrong, there is no image, or `out` holds masks of something else.
         JobStopped: the disk is full, the folder cannot be written to, or the images' folder has gone.
     """
@@ -107,13 +109,18 @@ def label(
         raise ValueError(f"formats: expected some of {sorted(FORMATS)}, got {sorted(unknown)}")
     if config.engine == "ray":
         import_ray()
+    sources = check_sources(examples)
+    if not sources:
+        raise ValueError("examples: expected at least one example or prompt pack, got none; show what to find")
+    prompt = predictor.prompt(sources)
     images = [images] if isinstance(images, (str, os.PathLike)) else images
     inputs = find_images([os.fspath(each) for each in images], skip_folders=[out])
-    examples = tuple(examples)
-    names = {id: name for example in examples for id, name in example.names.items()}
     corrections = out / CORRECTIONS if corrections is None else Path(corrections)
-    corrected = open_corrections(corrections, inputs, names) if corrections.is_dir() else {}
-    with _Job(out, config, predictor, (*examples, *corrected.values()), names) as job:
+    corrected = open_corrections(corrections, inputs, prompt.names) if corrections.is_dir() else {}
+    # With all names, a part of the examples joins packs by the same ids as all of them do.
+    named = [replace(example, names=prompt.names) for example in prompt.examples]
+    prompt = predictor.prompt([*prompt.packs, *named, *corrected.values()])
+    with _Job(out, config.resolved(prompt, predictor.kind), predictor, prompt) as job:
         plan = job.plan(inputs, {image: example.labels for image, example in corrected.items()})
         job.run(plan)
         return job.summary(plan, time.monotonic() - started)
@@ -133,16 +140,9 @@ def _explained(out: Path) -> Iterator[None]:
 class _Job:
     """One run into one folder: its claims and its manifest are open."""
 
-    def __init__(
-        self,
-        out: Path,
-        config: LabelConfig,
-        predictor: Predictor,
-        examples: Sequence[Example],
-        names: Mapping[int, str],
-    ) -> None:
-        self.out, self.config, self.predictor, self.examples, self.names = out, config, predictor, examples, names
-        self.writer = ImageWriter(out, names, config.formats, config.instances, config.min_area)
+    def __init__(self, out: Path, config: LabelConfig, predictor: Predictor, prompt: Prompt) -> None:
+        self.out, self.config, self.predictor, self.prompt = out, config, predictor, prompt
+        self.writer = ImageWriter(out, prompt.names, config.formats, config.instances, config.min_area)
         self.made = 0
         self.failures: dict[str, str] = {}
         self.elsewhere: list[Input] = []
@@ -168,24 +168,33 @@ class _Job:
 
     def plan(self, inputs: Sequence[Input], corrections: Mapping) -> Plan:
         """Says what masks are to be made with, and fits the confidence to the examples."""
-        predictor, config = self.predictor, self.config
-        settings = {name: getattr(predictor, name) for name in ("kind", "ids_per_pass", "seed", "refine")}
+        predictor, config, prompt = self.predictor, self.config, self.prompt
+        settings = {name: getattr(predictor, name) for name in ("ids_per_pass", "seed", "refine")}
         settings["precision"] = sorted({str(each.dtype) for each in predictor.model.state_dict().values()})
         settings |= config.painting_settings()
+        temperature = predictor.settings["temperature"] or prompt.temperature or predictor.temperature
         if not config.calibrate:
-            settings["temperature"] = predictor.temperature
-        recipe = Recipe(predictor.fingerprint[:16], prompt_fingerprint(self.examples), fingerprint_of(settings))
+            settings["temperature"] = temperature
+        recipe = Recipe(predictor.fingerprint[:16], prompt_fingerprint(prompt.sources), fingerprint_of(settings))
         plan = Plan(inputs, self.out, recipe, self.writer.fingerprint, corrections)
         if config.calibrate:
-            temperature = recorded_temperature(self.out, recipe) or fit_temperature(predictor, self.examples)
+            temperature = recorded_temperature(self.out, recipe) or fit_temperature(
+                predictor,
+                prompt.examples,
+                prompt.packs,
+                ensemble=config.ensemble,
+                kind=config.kind,
+                tile=config.tile if isinstance(config.tile, int) else None,
+            )
             self.predictor = predictor.varied(temperature=temperature)
+        packs = [pack.name for pack in prompt.packs]
         with _explained(self.out):
-            JobRecord(recipe, settings, self.names, len(self.examples), self.predictor.temperature).write(self.out)
+            JobRecord(recipe, settings, prompt.names, packs, len(prompt.examples), temperature).write(self.out)
         return plan
 
     def run(self, plan: Plan) -> None:
         """Labels, and writes what tells of the whole dataset."""
-        labeller = Labeller(self.predictor, self.examples, self.config, self.out / EMBEDDINGS)
+        labeller = Labeller(self.predictor, self.prompt, self.config, self.out / EMBEDDINGS)
         with _explained(self.out):
             if self.claims.take_all():  # nobody else is at work, so unfinished files are those of runs that died
                 remove_drafts(self.out)
@@ -205,7 +214,7 @@ class _Job:
     def _write_review(self, plan: Plan) -> None:
         rows = [self.manifest.rows.get(image.file_name) for image in plan.inputs]
         images = {image.file_name: image.path for image in plan.inputs}
-        write_review(self.out, [row for row in rows if row is not None], images=images, names=self.names)
+        write_review(self.out, [row for row in rows if row is not None], images=images, names=self.prompt.names)
 
     def summary(self, plan: Plan, seconds: float) -> LabelSummary:
         """What this run did."""

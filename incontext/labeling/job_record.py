@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ class JobRecord:
         recipe: the fingerprints that rows of the manifest repeat.
         settings: what decides about masks.
         names: class id -> name.
+        packs: names of the prompt packs.
         examples: how many.
         temperature: of the confidence; see `incontext.labeling.calibration`.
     """
@@ -29,6 +30,7 @@ class JobRecord:
     recipe: Recipe
     settings: Mapping[str, Any]
     names: Mapping[int, str]
+    packs: Sequence[str]
     examples: int
     temperature: float
 

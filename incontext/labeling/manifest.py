@@ -43,8 +43,9 @@ class Row:
         size: (H, W).
         ids: class ids that occur.
         scores: class id -> the IoU that its mask can expect, 0..1; see `incontext.labeling.calibration`.
-        score: of the whole image, 0..1; low says: look at it first.
-        disagreement: between recolourings, 0..1; None where there were none.
+        score: of the whole image, 0..1: their mean, or, where nothing was found, how sure that is.
+        wholeness: of the masks, 0..1; see `incontext.labeling.wholeness`. None where nothing was found.
+        disagreement: of other views, 0..1; see `incontext.labeling.disagreement`. None where none was asked.
         seconds: from opening the image to its mask on disk.
         corrected: whether a person's mask was taken instead of the model's.
         error: why it failed.
@@ -62,6 +63,7 @@ class Row:
     ids: tuple[int, ...] = ()
     scores: Mapping[int, float] = field(default_factory=dict)
     score: float | None = None
+    wholeness: float | None = None
     disagreement: float | None = None
     seconds: float | None = None
     corrected: bool = False

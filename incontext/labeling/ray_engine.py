@@ -29,7 +29,7 @@ from incontext.predictor import Predictor
 if TYPE_CHECKING:
     from torch import nn
 
-    from incontext.types import Example
+    from incontext.prompt import Prompt
 
 _BATCHES_PER_BLOCK = 16
 """Batches in a block: enough for reading and writing to overlap with the model, few enough that a machine that dies
@@ -43,8 +43,9 @@ class _Share:
     """What an actor needs to make its own labeller. It travels to each machine once."""
 
     model: nn.Module
+    fingerprint: str
     settings: dict
-    examples: tuple[Example, ...]
+    prompt: Prompt
     config: LabelConfig
     cache: Path | None
     writer: ImageWriter
@@ -55,7 +56,8 @@ class _Actor:
 
     def __init__(self, share: _Share, device: str) -> None:
         predictor = Predictor(share.model, device=device, **share.settings)
-        self._labeller = Labeller(predictor, share.examples, share.config, share.cache)
+        predictor.fingerprint = share.fingerprint  # of the model as it was loaded: packs know it by that
+        self._labeller = Labeller(predictor, share.prompt, share.config, share.cache)
         self._writer = share.writer
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,7 +78,7 @@ def run_ray(tasks: Sequence[Task], labeller: Labeller, writer: ImageWriter, on_r
 
     Args:
         tasks: all of them.
-        labeller: whose model, examples and settings the actors take.
+        labeller: whose model, prompt and settings the actors take.
         writer: writes, on every machine.
         on_row: called in this thread when the row of an image has come back.
 
@@ -94,8 +96,9 @@ def run_ray(tasks: Sequence[Task], labeller: Labeller, writer: ImageWriter, on_r
     workers = config.workers or max(1, int(there.get("GPU", 0)) if gpu else int(there.get("CPU", 1)) - 1)
     share = _Share(
         copy.deepcopy(predictor.model).cpu() if gpu else predictor.model,
+        predictor.fingerprint,
         predictor.settings,
-        labeller.examples,
+        labeller.prompt,
         config,
         labeller.cache and labeller.cache.absolute(),
         replace(writer, out=writer.out.absolute()),

@@ -19,6 +19,7 @@ from incontext.export import display_colour
 from incontext.image import open_image, open_labels
 from incontext.labeling.manifest import Row
 from incontext.labeling.thumbnails import picture_uri, tint_uri
+from incontext.labeling.trust import trust
 from incontext.prefetch import prefetch
 
 PAGE, TABLE, PICTURES = "review.html", "review.csv", "review"
@@ -73,17 +74,16 @@ def write_review(
         (out / PICTURES).rmdir()
 
 
-def trust(row: Row) -> float:
-    """How much to trust a row, 0..1: its score, less what recolourings disagree on. A person's mask counts as 1, a
-    failure as 0."""
-    if row.corrected:
-        return 1.0
-    return (row.score or 0.0) * (1 - (row.disagreement or 0.0))
+def row_trust(row: Row) -> float:
+    """How far to trust a row, 0..1; see `incontext.labeling.trust`. A person's mask counts as 1, a failure as 0."""
+    if row.corrected or not row.done:
+        return float(row.done)
+    return trust(row.score or 0.0, row.wholeness, row.disagreement)
 
 
 def _order(row: Row) -> tuple:
     """Worst first; images without a mask come last, as there is nothing to look at."""
-    return not row.done, trust(row), row.image
+    return not row.done, row_trust(row), row.image
 
 
 def _part_key(part: Sequence[Row]) -> str:
@@ -151,8 +151,9 @@ def _row_data(out: Path, row: Row, path: Path | None) -> dict[str, object]:
         "href": "" if path is None else _link(path, out),
         "mask": quote(row.mask) if row.mask else "",
         "status": "corrected" if row.corrected else row.status,
-        "trust": round(trust(row), 4),
+        "trust": round(row_trust(row), 4),
         "score": _rounded(row.score),
+        "wholeness": _rounded(row.wholeness),
         "disagreement": _rounded(row.disagreement),
         "classes": [[id, _rounded(row.scores.get(id))] for id in row.ids],
         "size": list(row.size or ()),
@@ -163,18 +164,19 @@ def _row_data(out: Path, row: Row, path: Path | None) -> dict[str, object]:
 def _table(rows: Sequence[Row], names: Mapping[int, str]) -> str:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    header = ["rank", "image", "status", "trust", "score", "disagreement", "classes", "least_sure_class", "mask"]
-    writer.writerow([*header, "height", "width", "seconds", "error"])
+    header = ["rank", "image", "status", "trust", "score", "wholeness", "disagreement", "classes", "least_sure_class"]
+    writer.writerow([*header, "mask", "height", "width", "seconds", "error"])
     for rank, row in enumerate(rows, start=1):
         scores = {names.get(id, f"class {id}"): row.scores.get(id) for id in row.ids}
+        signals = (row.score, row.wholeness, row.disagreement)
         known = {name: score for name, score in scores.items() if score is not None}
         writer.writerow(
             [
                 rank,
                 row.image,
                 "corrected" if row.corrected else row.status,
-                f"{trust(row):.4f}" if row.done else "",
-                *("" if value is None else f"{value:.4f}" for value in (row.score, row.disagreement)),
+                f"{row_trust(row):.4f}" if row.done else "",
+                *("" if value is None else f"{value:.4f}" for value in signals),
                 "; ".join(name if score is None else f"{name} {score:.3f}" for name, score in scores.items()),
                 min(known, key=lambda name: known[name]) if known else "",
                 row.mask or "",
