@@ -42,7 +42,7 @@ class Decoder:
             palettes: one for each pass, in the order of the calls of `add`.
             device: where the paintings are.
             temperature: see `Palette.probabilities`.
-            refinement: fits probabilities to the edges of the image, if wanted.
+            refinement: fits probabilities to the looks of the image, if wanted.
         """
         self.palettes = palettes
         self.refinement = refinement
@@ -72,8 +72,12 @@ class Decoder:
         height, width = self._best.shape
         refinement = self.refinement
         if refinement is not None:
+            likeness = refinement.likeness(palette.ids)
             small = [resize_painting(view[None], refinement.working_size)[0] for view in views]
-            coefficients = refinement.fit(self._probabilities(small, palette))
+            probabilities = self._probabilities(small, palette)
+            if likeness is not None:
+                probabilities = likeness.join(probabilities, palette.ids)
+            coefficients = refinement.fit(probabilities)
         step = max(1, _STRIP // (width * (len(palette.ids) + 1)))
         for top in range(0, height, step):
             rows = slice(top, top + step)
@@ -81,6 +85,8 @@ class Decoder:
                 probabilities = self._probabilities([view[:, rows] for view in views], palette)
             else:
                 probabilities = refinement.apply(coefficients, rows)
+                if likeness is None:
+                    probabilities /= probabilities.sum(0).clamp_min(1e-6)
             best, slot = probabilities[1:].max(dim=0)
             better = best > self._best[rows]
             self._best[rows] = torch.where(better, best, self._best[rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from incontext.appearance import Appearance, Sample
 from incontext.decoding import Decoder
 from incontext.device import pick_device
 from incontext.image import ImageError, open_image, resize_image
@@ -28,7 +30,7 @@ from incontext.prefetch import prefetch
 from incontext.prompt import ENSEMBLES, Prompt, Source, check_sources, resize_hints
 from incontext.refinement import Refinement
 from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile
-from incontext.types import Segmentation
+from incontext.types import Example, Segmentation
 
 _KEPT_PROMPTS = 4
 
@@ -89,8 +91,9 @@ class Predictor:
             temperature: how steeply confidence falls with a colour's distance; see `Palette.probabilities`.
                 It does not move labels, except where flips or several passes disagree, or results are refined.
                 By default that of the packs, else `DEFAULT_TEMPERATURE`.
-            refine: fit results to the edges of the query (see `incontext.refinement`): for models with coarse
-                patches. By default as the weights ask for (`config.refine`).
+            refine: fit results to what pixels look like: the examples' (see `incontext.appearance`), and the
+                edges of the query (see `incontext.refinement`). For models with coarse patches. By default as the
+                weights ask for (`config.refine`).
             precision: what the model's large matrices are computed in: "fp32", "bf16", "fp16", or "auto" (bf16 where
                 the device is fast at it); see `incontext.model.inference.for_inference`.
 
@@ -116,6 +119,8 @@ class Predictor:
         self._given_temperature = temperature
         self.refine = model.config.refine if refine is None else bool(refine)
         self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
+        self._appearances: weakref.WeakKeyDictionary[Prompt, dict] = weakref.WeakKeyDictionary()
+        self._samples: weakref.WeakKeyDictionary[Example, dict] = weakref.WeakKeyDictionary()
 
     @property
     def model(self) -> nn.Module:
@@ -375,16 +380,64 @@ class Predictor:
         decoder, temperature = None, self._given_temperature or prompt.temperature or self.temperature
         for views in passes:
             if decoder is None:
-                refinement = None if query.image is None else self._refinement(query, views.device)
+                refinement = None if query.image is None else self.refinement(query.image, prompt, query.layout.tile)
                 decoder = Decoder(query.layout.size, prompt.palettes, views.device, temperature, refinement)
             decoder.add([query.layout.join(view) for view in views])
         return decoder.finish(prompt.names, query.given)
 
-    def _refinement(self, query: _Query, device: torch.device) -> Refinement:
-        shown = query.layout.size if query.layout.tile is None else (query.layout.tile,) * 2
+    def refinement(self, image: np.ndarray, prompt: Prompt, tile: int | None = None, scale: float = 1.0) -> Refinement:
+        """What fits results to the looks of an image.
+
+        Args:
+            image: uint8 (H, W, 3).
+            prompt: whose examples it is compared with.
+            tile: side of the tiles that it is shown in, in pixels of the examples; None where it is shown whole.
+            scale: pixels of the image for one of the examples', in tiles.
+        """
+        patch = self._patch(image.shape[:2], None if tile is None else tile * scale)
+        found = tuple(each.find(image, _mean(patch)) for each in self._looks(prompt, tile))
+        return Refinement(image, _mean(patch), self._decoding_device, found)
+
+    def _looks(self, prompt: Prompt, tile: int | None) -> tuple[Appearance, ...]:
+        """The appearances of a prompt's ids; made once for each prompt and scale."""
+        kept = self._appearances.setdefault(prompt, {})
+        if tile not in kept:
+            own = self._patch(self.model.config.image_size, None)  # packs hold images of the model's input size
+            looks = []
+            for group, examples, packs in prompt.groups():
+                ids = tuple(sorted(group))
+                samples = [Sample.of(*pair, ids, own, self._decoding_device) for pack in packs for pair in pack.pairs()]
+                samples += [self._sample(each, ids, tile) for each in examples]
+                looks.append(Appearance.of(ids, samples, placed=tile is None))
+            kept[tile] = tuple(each for each in looks if each is not None)
+        return kept[tile]
+
+    def _sample(self, example: Example, ids: tuple[int, ...], tile: int | None) -> Sample:
+        """The pixels of an example; taken once, as the prompts of a video share most of their examples."""
+        kept = self._samples.setdefault(example, {})
+        if (ids, tile) not in kept:
+            patch = self._patch(example.size, tile)
+            kept[ids, tile] = Sample.of(example.image, example.labels, ids, patch, self._decoding_device)
+        return kept[ids, tile]
+
+    def _patch(self, size: tuple[int, int], tile: float | None) -> tuple[float, float]:
+        """(height, width) of a patch of the model in the pixels of an image that is shown whole, or in tiles."""
         config = self.model.config
-        sides = [config.patch_size * side / pixels for side, pixels in zip(shown, config.image_size, strict=True)]
-        return Refinement(query.image, (sides[0] * sides[1]) ** 0.5, device)
+        shown = size if tile is None else (tile, tile)
+        height, width = (
+            config.patch_size * side / pixels for side, pixels in zip(shown, config.image_size, strict=True)
+        )
+        return height, width
+
+    @property
+    def _decoding_device(self) -> torch.device:
+        """Where paintings are, as the painter gives them."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
+
+
+def _mean(patch: tuple[float, float]) -> float:
+    """Side of the square of a patch's area."""
+    return (patch[0] * patch[1]) ** 0.5
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

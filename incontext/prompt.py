@@ -20,8 +20,9 @@ from incontext.example_crops import crop_examples
 from incontext.image import normalise, resize_image, resize_labels
 from incontext.model.seggpt import PromptCache
 from incontext.pack import PackError, PromptPack
-from incontext.pack.joining import agreed, join_by_name, mean_temperature, share_passes
+from incontext.pack.joining import agreed, join_by_name, linked_ids, mean_temperature, share_passes
 from incontext.pack.prompt_pack import ENSEMBLES
+from incontext.pack.tokens import stack_tokens
 from incontext.palette import Palette
 from incontext.tiling import object_width
 from incontext.types import Example
@@ -167,6 +168,15 @@ class Prompt:
         wanted = set(self.palettes[index].ids)
         return tuple(pack for pack in self.packs if wanted.intersection(pack.ids))
 
+    def groups(self) -> list[tuple[frozenset[int], tuple[Example, ...], tuple[PromptPack, ...]]]:
+        """Ids with the examples and packs that know of them: the background of others may hold them."""
+        of_examples = {id for example in self.examples for id in example.ids}
+        groups = []
+        for ids in linked_ids([of_examples, *(pack.ids for pack in self.packs)]):
+            packs = tuple(pack for pack in self.packs if ids.intersection(pack.ids))
+            groups.append((frozenset(ids), self.examples if ids & of_examples else (), packs))
+        return groups
+
     def canvases(
         self, index: int, size: tuple[int, int], *, ensemble: str = "feature", tile: int | None = None
     ) -> tuple[Tensor, Tensor] | None:
@@ -199,6 +209,23 @@ class Prompt:
         if ensemble == "spatial":
             images, targets = spatial_grid(images, "bicubic"), spatial_grid(targets, "nearest")
         return images, targets
+
+    def tokens(self, index: int, *, ensemble: str = "feature") -> Tensor | None:
+        """What packs add to the encoded examples of one pass; see `PromptPack.tokens`.
+
+        Returns:
+            float16 (n, layers, 2, heads, l, d), for the examples of the packs, which `canvases` puts first; None
+            where no pack has any.
+
+        Raises:
+            PackError: the ensemble is "spatial", which mixes the examples that tokens belong to.
+        """
+        palette = self.palettes[index]
+        shown = self.shown_packs(index)
+        tokens = stack_tokens([(len(pack.kept(palette)), pack.kept_tokens(palette)) for pack in shown])
+        if tokens is not None and ensemble != "feature":
+            raise PackError(f"expected the feature ensemble with a pack that has learned tokens, got {ensemble!r}")
+        return tokens
 
     def cache(self, index: int, *, ensemble: str, kind: str) -> PromptCache | None:
         """The encoded prompt of one pass, where a pack has brought it along and nothing else is shown."""

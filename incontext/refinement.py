@@ -7,6 +7,7 @@ fitted at a low resolution and applied to the picture at its own, where edges ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,7 +22,36 @@ REACH = 0.8
 SMOOTHNESS = 1e-3
 """Variance of a colour, of 0..1, below which a change counts as noise and not as an edge."""
 
+_DOUBT = 0.02  # probability that neither of two opinions excludes
 _WINDOW = 6  # radius of a window at the resolution where functions are fitted; more costs more and shows no more
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """What the pixels of one query look like; see `incontext.appearance`.
+
+    Attributes:
+        ids: which ids are told apart.
+        shares: float (1 + K, h, w), of the background and of each id; they sum to 1.
+        weights: float (1 + K,), 0..1, how much each counts beside the model.
+    """
+
+    ids: tuple[int, ...]
+    shares: Tensor
+    weights: Tensor
+
+    def join(self, probabilities: Tensor, ids: Sequence[int]) -> Tensor:
+        """Joins the model's opinion of one pass with this one: a weighted geometric mean.
+
+        The result is on one scale for all passes, so it does not sum to 1 in each of them.
+
+        Args:
+            probabilities: float (1 + n, h, w), of the background and of the ids of a pass.
+            ids: of the pass, all among `ids`.
+        """
+        at = [0, *(1 + self.ids.index(id) for id in ids)]
+        weights = self.weights[at][:, None, None]
+        return (probabilities + _DOUBT) ** (1 - weights) * (self.shares[at] + _DOUBT) ** weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +62,22 @@ class Refinement:
         image: uint8 (H, W, 3).
         patch: side of one of the model's patches, in the image's pixels.
         device: where the probabilities are.
+        likenesses: what its pixels look like, by the examples. Each is of other ids.
     """
 
     image: np.ndarray
     patch: float
     device: torch.device = torch.device("cpu")
+    likenesses: tuple[Likeness, ...] = ()
+
+    def likeness(self, ids: Sequence[int]) -> Likeness | None:
+        """The one that tells these ids apart, if there is one."""
+        return next((each for each in self.likenesses if set(ids) <= set(each.ids)), None)
 
     @property
     def working_size(self) -> tuple[int, int]:
         """(h, w) at which probabilities are to be given to `fit`."""
-        shrink = max(1.0, self._radius / _WINDOW)
-        height, width = self.image.shape[:2]
-        return max(1, round(height / shrink)), max(1, round(width / shrink))
+        return working_size(self.image.shape[:2], self.patch)
 
     def fit(self, probabilities: Tensor) -> Tensor:
         """Fits the linear functions.
@@ -64,7 +98,7 @@ class Refinement:
             rows: of the image.
 
         Returns:
-            float (K, rows, W), at least 0, with sum 1 over K.
+            float (K, rows, W), at least 0. They sum to what was fitted, but for what was cut off at 0.
         """
         height, width = self.image.shape[:2]
         picture = self._picture[:, rows].float() / 255
@@ -75,8 +109,7 @@ class Refinement:
         strip = torch.lerp(coefficients[..., above, :], coefficients[..., below, :], (at - above)[:, None])
         strip = F.interpolate(strip, (strip.shape[-2], width), mode="bilinear", align_corners=False)
         values = strip[3] + sum(strip[channel] * picture[channel] for channel in range(3))
-        values = values.clamp_min(0)
-        return values / values.sum(0).clamp_min(1e-6)
+        return values.clamp_min(0)
 
     @property
     def _radius(self) -> float:
@@ -86,13 +119,24 @@ class Refinement:
     @cached_property
     def _picture(self) -> Tensor:
         """uint8 (3, H, W)."""
-        return torch.from_numpy(self.image).to(self.device).movedim(-1, 0)
+        return torch.tensor(self.image, device=self.device).movedim(-1, 0)
 
     @cached_property
     def _filter(self) -> GuidedFilter:
         guide = self._picture[None].float() / 255
         guide = F.interpolate(guide, self.working_size, mode="bilinear", align_corners=False, antialias=True)[0]
         return GuidedFilter(guide, max(1, round(min(self._radius, _WINDOW))))
+
+
+def working_size(size: tuple[int, int], patch: float) -> tuple[int, int]:
+    """(h, w) at which functions are fitted to an image.
+
+    Args:
+        size: (H, W) of the image.
+        patch: side of one of the model's patches, in its pixels.
+    """
+    shrink = max(1.0, REACH * patch / _WINDOW)
+    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
 
 
 class GuidedFilter:

@@ -36,7 +36,18 @@ VALUES = {
 }
 VALUE_CODE = {"export", "scenes"}
 MODEL = {"model"}
-INFERENCE = {"decoding", "example_crops", "pack", "painter", "predictor", "prefetch", "prompt", "refinement", "tiling"}
+INFERENCE = {
+    "appearance",
+    "decoding",
+    "example_crops",
+    "pack",
+    "painter",
+    "predictor",
+    "prefetch",
+    "prompt",
+    "refinement",
+    "tiling",
+}
 APPLICATIONS = {"bench", "evaluation", "interactive", "labeling", "training", "video"}
 FRONT_ENDS = {"cli", "web"}
 

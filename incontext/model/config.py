@@ -32,7 +32,8 @@ class SegGPTConfig:
             from 0 at the first block.
         loss_beta: transition point of the smooth-L1 loss, in normalised colour space.
         ids_per_pass: how many objects the weights separate well in one pass. Predictors split larger sets.
-        refine: whether predictors fit results to the edges of the query, unless they are told otherwise.
+        refine: whether predictors fit results to what pixels look like, unless they are told otherwise; see
+            `incontext.appearance` and `incontext.refinement`.
 
     Raises:
         ValueError: if the fields contradict each other.

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from incontext.pack.prompt_pack import PackError, PromptPack, Scalar
+from incontext.pack.tokens import stack_tokens
 from incontext.palette import Palette, split_ids
 
 
@@ -64,14 +65,8 @@ def share_passes(
         palette: gives the ids of one pass their colours. By default a pack that has its ids to itself keeps its
             own passes and colours, and others get `Palette.for_ids`.
     """
-    groups: list[set[int]] = []
-    for each in (set(ids), *(set(pack.ids) for pack in packs)):
-        linked = [group for group in groups if group & each]
-        groups = [group for group in groups if not group & each]
-        if each:
-            groups.append(each.union(*linked))
     palettes: list[Palette] = []
-    for group in groups:
+    for group in linked_ids([ids, *(pack.ids for pack in packs)]):
         owners = [pack for pack in packs if group.intersection(pack.ids)]
         alone = len(owners) == 1 and not group.intersection(ids)
         if alone and palette is None and all(len(each.ids) <= ids_per_pass for each in owners[0].palettes):
@@ -79,6 +74,17 @@ def share_passes(
         else:
             palettes += [(palette or Palette.for_ids)(part) for part in split_ids(sorted(group), ids_per_pass)]
     return tuple(palettes)
+
+
+def linked_ids(sources: Iterable[Collection[int]]) -> list[set[int]]:
+    """Puts the ids of sources that share one, directly or through others, together."""
+    groups: list[set[int]] = []
+    for each in map(set, sources):
+        linked = [group for group in groups if group & each]
+        groups = [group for group in groups if not group & each]
+        if each:
+            groups.append(each.union(*linked))
+    return groups
 
 
 def agreed(packs: Sequence[PromptPack], field: str) -> Scalar | None:
@@ -134,6 +140,7 @@ def merge_packs(packs: Sequence[PromptPack], name: str) -> PromptPack:
         temperature=mean_temperature(packs),
         made={"method": "merged", "packs": ", ".join(pack.name for pack in packs)},
         evaluation={f"{pack.name}: {key}": value for pack in packs for key, value in pack.evaluation.items()},
+        tokens=stack_tokens([(len(pack.images), pack.tokens) for pack in packs]),
         **shared,
     )
 

@@ -1,0 +1,252 @@
+"""What the examples' pixels look like: a second opinion beside the model's, for models with coarse patches.
+
+Each pixel of the query attends to pixels of the examples, by colour, by colour blurred at two scales, and by place,
+and takes over their labels: a kernel regression, with a Mahalanobis metric that comes from the examples themselves.
+It knows no objects, but sees textures, vessels and borders that are smaller than a patch.
+
+How much it counts beside the model is decided id by id, from the examples alone: by how well it finds an id in parts
+of the examples that it has not seen, and by how much of the id's shape the model's patches can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from incontext.refinement import Likeness, working_size
+
+KEYS = 4096
+"""How many pixels of the examples are kept, evenly spread: more cost more and change little."""
+
+SHARPNESS = 0.15
+"""Standard deviation of the kernel, where 1 is about that of the pixels of one id."""
+
+PLACE = 3.0
+"""Weight of the place, 0..1 across the image."""
+
+SHAPE = (1.5, 3.0)
+"""(factor, exponent) of how the model is weighted by what its patches can hold of an id's shape."""
+
+_JUDGED = 1024  # pixels by which it is judged how well ids are found
+_BLURS = (0.25, 0.5)  # of a patch
+_RIDGE = 0.1
+_FLOOR = 1e-5  # variance of a colour, of 0..1, below which nothing is told apart
+_BOARD = 4  # squares along a side of the checkerboard that halves an image
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Pixels of one example, evenly spread.
+
+    Attributes:
+        features: float (n, f), n up to `KEYS`.
+        values: float (n, 1 + K), how much of a pixel is background (and ids of no interest), and each id.
+        held: float (K,), the IoU of each id's mask with what is left of it on the grid of patches.
+        shown: bool (K,), which ids the example shows.
+    """
+
+    features: Tensor
+    values: Tensor
+    held: Tensor
+    shown: Tensor
+
+    @classmethod
+    @torch.inference_mode()
+    def of(
+        cls,
+        image: np.ndarray,
+        labels: np.ndarray,
+        ids: Sequence[int],
+        patch: tuple[float, float],
+        device: torch.device,
+    ) -> Sample:
+        """Takes pixels from an example.
+
+        Args:
+            image: uint8 (H, W, 3).
+            labels: int (H, W), ids, 0, and negative where nothing is known.
+            ids: of interest.
+            patch: (height, width) of one of the model's patches, in the image's pixels.
+            device: where to compute.
+        """
+        labels = torch.from_numpy(np.ascontiguousarray(labels, np.int32)).to(device)
+        masks = torch.stack([labels == id for id in ids]).float()
+        shares = torch.cat([((labels >= 0).float() - masks.sum(0))[None], masks])
+        features = _features(image, (patch[0] * patch[1]) ** 0.5, device)
+        shares = F.interpolate(shares[None], features.shape[1:], mode="bilinear", antialias=True)[0]
+        known = (shares.sum(0) > 0.5).flatten().nonzero()[:, 0]
+        known = known[_spread(len(known), KEYS, device)]
+        values = shares.flatten(1)[:, known].T
+        values = values / values.sum(1, keepdim=True)
+        return cls(features.flatten(1)[:, known].T.contiguous(), values, _held(masks, patch), masks.flatten(1).any(1))
+
+    def thinned(self, most: int) -> tuple[Tensor, Tensor]:
+        """Features and values of at most so many of the pixels."""
+        at = _spread(len(self.features), most, self.features.device)
+        return self.features[at], self.values[at]
+
+
+@dataclass(frozen=True, eq=False)
+class Appearance:
+    """The pixels of examples, ready to be compared with.
+
+    Attributes:
+        ids: that the examples may show.
+        keys: float (n, f), features of pixels in the metric's space.
+        values: float (n, 1 + K), the label of each: background or an id.
+        metric: float (f, f), takes features to where distances count.
+        weights: float (1 + K,); see `Likeness`.
+    """
+
+    ids: tuple[int, ...]
+    keys: Tensor
+    values: Tensor
+    metric: Tensor
+    weights: Tensor
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, ids: Sequence[int], samples: Sequence[Sample], *, placed: bool = True) -> Appearance | None:
+        """Learns the appearance of ids.
+
+        Args:
+            ids: those that the samples were taken for.
+            samples: of the examples, at least one.
+            placed: whether the place in the image means something. It does not in tiles.
+
+        Returns:
+            The appearance; None if no pixel of the examples is labelled.
+        """
+        features, values, _ = _join(samples, KEYS)
+        if not len(features):
+            return None
+        metric = _metric(features, values, PLACE if placed else 0.0)
+        few, labels, owner = _join(samples, _JUDGED)
+        found = _found((few @ metric)[:, :-2], labels, owner, few[:, -2:])
+        factor, exponent = SHAPE
+        shown = torch.stack([each.shown for each in samples])
+        held = (torch.stack([each.held for each in samples]) * shown).sum(0) / shown.sum(0).clamp_min(1)
+        weights = found[1:] / (found[1:] + factor * held**exponent + 1e-3)
+        background = weights[found[1:] > 0].mean().nan_to_num(0.0)
+        return cls(tuple(ids), features @ metric, values, metric, torch.cat((background[None], weights)))
+
+    @torch.inference_mode()
+    def find(self, image: np.ndarray, patch: float) -> Likeness:
+        """Compares the pixels of a query.
+
+        Args:
+            image: uint8 (H, W, 3).
+            patch: side of one of the model's patches, in the image's pixels.
+
+        Returns:
+            The likeness, at the `working_size` of `incontext.refinement`.
+        """
+        features = _features(image, patch, self.keys.device)
+        size = features.shape[1:]
+        shares = _attend(features.flatten(1).T @ self.metric, self.keys, self.values)
+        return Likeness(self.ids, shares.T.reshape(-1, *size), self.weights)
+
+
+def _features(image: np.ndarray, patch: float, device: torch.device) -> Tensor:
+    """(f, h, w) at the working size: colours in 0..1, sharp and blurred, then y and x in 0..1."""
+    height, width = working_size(image.shape[:2], patch)
+    pixels = torch.tensor(image, device=device).movedim(-1, 0).float()[None] / 255
+    pixels = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False, antialias=True)[0]
+    unit = patch * (height * width / (image.shape[0] * image.shape[1])) ** 0.5
+    y = ((torch.arange(height, device=device) + 0.5) / height)[:, None].expand(height, width)
+    x = ((torch.arange(width, device=device) + 0.5) / width).expand(height, width)
+    blurred = [_blur(pixels, max(0.5, share * unit)) for share in _BLURS]
+    return torch.cat([pixels, *blurred, torch.stack((y, x))])
+
+
+def _blur(planes: Tensor, sigma: float) -> Tensor:
+    """Gaussian means of (c, h, w), with the border repeated."""
+    radius = max(1, round(3 * sigma))
+    at = torch.arange(-radius, radius + 1, device=planes.device, dtype=planes.dtype)
+    kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+    kernel = (kernel / kernel.sum())[None, None, None]
+    planes = planes[:, None]
+    planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="replicate"), kernel)
+    return F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="replicate"), kernel.mT)[:, 0]
+
+
+def _spread(count: int, most: int, device: torch.device) -> Tensor:
+    """At most so many indexes below a count, evenly spread."""
+    if count <= most:
+        return torch.arange(count, device=device)
+    return torch.linspace(0, count - 1, most, device=device, dtype=torch.float64).round().long()
+
+
+def _join(samples: Sequence[Sample], most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features and values of at most so many pixels of all samples, and the number of the sample that each is from."""
+    parts = [sample.thinned(max(1, most // len(samples))) for sample in samples]
+    owner = [torch.full((len(features),), k, device=features.device) for k, (features, _) in enumerate(parts)]
+    return torch.cat([each[0] for each in parts]), torch.cat([each[1] for each in parts]), torch.cat(owner)
+
+
+def _metric(features: Tensor, values: Tensor, place: float) -> Tensor:
+    """(f, f): whitens the colours by their mean covariance within an id, every id counting alike; scales the place."""
+    weights = values[:, values.sum(0) > 0.5]
+    weights = weights / weights.sum(0)
+    colours = features[:, :-2]
+    means = weights.T @ colours
+    covariance = (colours.T * weights.mean(1)) @ colours - means.T @ means / len(means)
+    covariance = covariance + torch.diag(_RIDGE * covariance.diag() + _FLOOR)
+    count = len(covariance)
+    metric = torch.zeros(count + 2, count + 2, device=features.device)
+    metric[:count, :count] = (
+        torch.linalg.cholesky(torch.linalg.inv(covariance.double())).to(metric) * (3 / count) ** 0.5
+    )
+    metric[count, count] = metric[count + 1, count + 1] = place
+    return metric
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Means of values (n, v), weighted for each query by a Gaussian of its distance to the keys: (m, v)."""
+    centre = keys.mean(0)
+    queries, keys = queries - centre, keys - centre
+    # |q - k|^2 but for |q|^2, which a softmax does not see, is a scalar product with one more coordinate.
+    queries = torch.cat([queries, torch.ones_like(queries[:, :1])], 1)
+    keys = torch.cat([keys, -keys.square().sum(1, keepdim=True) / 2], 1)
+    depth = -(-max(keys.shape[1], values.shape[1]) // 8) * 8  # the quick kernels want one depth, a multiple of 8
+    padded = [F.pad(each, (0, depth - each.shape[1]))[None, None] for each in (queries, keys, values)]
+    return F.scaled_dot_product_attention(*padded, scale=SHARPNESS**-2)[0, 0, :, : values.shape[1]]
+
+
+def _found(keys: Tensor, values: Tensor, owner: Tensor, place: Tensor) -> Tensor:
+    """(1 + K,): the IoU at which each label is found in pixels by other pixels.
+
+    Between examples where several show an id, else between the two colours of a checkerboard on each.
+    """
+    squares = (place * _BOARD).long().sum(1) % 2
+    found = _crossed(keys, values, squares)
+    if int(owner.max()) > 0:
+        several = torch.stack([(values[owner == k] > 0.5).any(0) for k in range(int(owner.max()) + 1)]).sum(0) > 1
+        found = torch.where(several, _crossed(keys, values, owner), found)
+    return found
+
+
+def _crossed(keys: Tensor, values: Tensor, part: Tensor) -> Tensor:
+    """(1 + K,): the IoU of each label when every part is labelled by all the others."""
+    labels, guesses = values.argmax(1), torch.full((len(values),), -1, device=values.device)
+    for number in part.unique().tolist():
+        mine = part == number
+        if not bool(mine.all()):
+            guesses[mine] = _attend(keys[mine], keys[~mine], values[~mine]).argmax(1)
+    each = torch.arange(values.shape[1], device=values.device)[:, None]
+    right, guessed = labels == each, guesses == each
+    return (right & guessed).sum(1) / (right | guessed).sum(1).clamp_min(1)
+
+
+def _held(masks: Tensor, patch: tuple[float, float]) -> Tensor:
+    """(K,): the IoU of masks (K, H, W) with what is left of them on a grid of patches."""
+    size = masks.shape[1:]
+    grid = [max(1, round(side / step)) for side, step in zip(size, patch, strict=True)]
+    coarse = F.interpolate(F.interpolate(masks[None], grid, mode="area"), size, mode="bilinear")[0] > 0.5
+    masks = masks > 0.5
+    return (masks & coarse).flatten(1).sum(1) / (masks | coarse).flatten(1).sum(1).clamp_min(1)

@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from packs import small_pack
+from predictions import predictor, tiny
+
+from incontext.appearance import KEYS, SHARPNESS, Appearance, Sample, _attend
+from incontext.pack.compiling import compile_pack
+from incontext.prompt import Prompt
+from incontext.refinement import Likeness, working_size
+from incontext.types import IGNORE, Example
+
+CPU = torch.device("cpu")
+PATCH = (8.0, 8.0)
+
+
+def picture(rng: np.random.Generator, labels: np.ndarray, colours: dict[int, tuple[int, int, int]]) -> np.ndarray:
+    """Paints each label in its colour, with noise."""
+    image = np.zeros((*labels.shape, 3))
+    for label, colour in colours.items():
+        image[labels == label] = colour
+    return (image + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+def blocks(seed: int, ids=(0, 1, 2), size=(64, 96), side=16) -> np.ndarray:
+    """Labels in random blocks."""
+    small = np.random.default_rng(seed).choice(ids, (size[0] // side, size[1] // side))
+    small.flat[: len(ids)] = ids
+    return np.kron(small, np.ones((side, side), int)).astype(np.int32)
+
+
+def lines(width: int = 1, step: int = 8, size=(64, 96)) -> np.ndarray:
+    """Lines that are thinner than a patch."""
+    return np.broadcast_to((np.arange(size[1]) % step < width).astype(np.int32), size).copy()
+
+
+COLOURS = {0: (90, 90, 90), 1: (200, 60, 50), 2: (60, 80, 190)}
+
+
+def shown(labels: np.ndarray, ids=(1, 2), colours=COLOURS, seed: int = 0) -> Sample:
+    return Sample.of(picture(np.random.default_rng(seed), labels, colours), labels, ids, PATCH, CPU)
+
+
+def learn(*labels: np.ndarray, ids=(1, 2), **options) -> Appearance | None:
+    return Appearance.of(ids, [shown(each, ids, seed=k) for k, each in enumerate(labels)], **options)
+
+
+def test_attention_is_the_kernel_regression_that_it_claims_to_be():
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(7, 5, generator=generator), torch.randn(9, 5, generator=generator)
+    values = torch.rand(9, 3, generator=generator)
+    distances = torch.cdist(queries.double(), keys.double())
+    weights = torch.softmax(-(distances**2) / (2 * SHARPNESS**2), 1)
+    torch.testing.assert_close(
+        _attend(queries, keys, values), (weights @ values.double()).float(), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_colours_are_found_wherever_they_are():
+    appearance = learn(blocks(1))
+    truth = blocks(2)
+    found = appearance.find(picture(np.random.default_rng(9), truth, COLOURS), 8.0)
+    guesses = F.interpolate(found.shares[None], truth.shape, mode="bilinear")[0].argmax(0).numpy()
+    assert (guesses == truth).mean() > 0.95
+    assert found.shares.shape[1:] == working_size(truth.shape, 8.0)
+    torch.testing.assert_close(found.shares.sum(0), torch.ones(found.shares.shape[1:]), atol=1e-4, rtol=0)
+
+
+def test_what_looks_like_its_background_counts_little():
+    clear = learn(blocks(1))
+    hidden = {**COLOURS, 1: COLOURS[0]}
+    unclear = Appearance.of((1, 2), [shown(blocks(1), colours=hidden)])
+    assert unclear.weights[1] < 0.7 * clear.weights[1]
+    assert float(unclear.weights[2]) == pytest.approx(float(clear.weights[2]), abs=0.1)
+
+
+def test_what_patches_cannot_hold_is_left_to_appearance():
+    assert learn(lines(), ids=(1,)).weights[1] > 0.95
+    assert learn(blocks(1)).weights[1] < 0.6
+
+
+def test_with_several_examples_an_id_must_be_found_across_them():
+    first, second = blocks(1), blocks(2)
+    other = {**COLOURS, 0: COLOURS[1], 1: COLOURS[0]}  # it looks as the background does in the first
+    alike = Appearance.of((1, 2), [shown(first), shown(second)])
+    unlike = Appearance.of((1, 2), [shown(first), shown(second, colours=other)])
+    assert unlike.weights[1] < 0.5 * alike.weights[1]
+
+
+def test_ignored_pixels_and_unshown_ids():
+    labels = blocks(1)
+    labels[:32] = IGNORE
+    appearance = learn(labels, ids=(1, 2, 7))
+    assert len(appearance.keys) <= 32 * 96
+    assert appearance.weights[3] == 0  # nothing is known of id 7: the model alone decides
+    assert learn(np.full((64, 96), IGNORE, np.int32)) is None
+
+
+def test_other_ids_are_background():
+    appearance = learn(blocks(1), ids=(2,))
+    assert appearance.values.shape[1] == 2
+    torch.testing.assert_close(appearance.values.sum(1), torch.ones(len(appearance.values)))
+
+
+def test_many_examples_keep_no_more_pixels():
+    assert len(learn(*(blocks(k) for k in range(8))).keys) <= KEYS
+
+
+def test_a_flat_picture_teaches_nothing_and_breaks_nothing():
+    labels = blocks(1)
+    flat = Sample.of(np.full((64, 96, 3), 77, np.uint8), labels, (1, 2), PATCH, CPU)
+    appearance = Appearance.of((1, 2), [flat], placed=False)
+    found = appearance.find(np.full((40, 50, 3), 77, np.uint8), 8.0)
+    assert found.shares.isfinite().all()
+    torch.testing.assert_close(found.shares, found.shares[:, :1, :1].expand_as(found.shares))
+
+
+def test_without_places_a_query_may_be_mirrored():
+    appearance = learn(blocks(1), placed=False)
+    image = picture(np.random.default_rng(9), blocks(2), COLOURS)
+    plain, mirrored = appearance.find(image, 8.0).shares, appearance.find(image[:, ::-1].copy(), 8.0).shares.flip(-1)
+    torch.testing.assert_close(plain, mirrored, atol=1e-3, rtol=0)
+
+
+def test_joining_goes_from_one_opinion_to_the_other():
+    model = torch.tensor([0.9, 0.1])[:, None, None]
+    shares = torch.tensor([0.3, 0.5, 0.2])[:, None, None]
+    for weight, expected in ((0.0, model), (1.0, shares[:2])):
+        likeness = Likeness((4, 6), shares, torch.full((3,), weight))
+        torch.testing.assert_close(likeness.join(model, (4,)), expected + 0.02)
+
+
+def test_a_refining_predictor_finds_what_is_thinner_than_a_patch():
+    labels = lines(width=4, step=12)  # patches are 16 x 24
+    shown_to_it = Example(picture(np.random.default_rng(0), labels, COLOURS), labels)
+    query = picture(np.random.default_rng(1), labels, COLOURS)
+    found = {refine: predictor(tiny(), refine=refine).predict(query, shown_to_it) for refine in (False, True)}
+    right = {refine: (each.labels == labels).mean() for refine, each in found.items()}
+    assert right[True] > 0.95 > right[False]
+
+
+def test_the_pixels_of_an_example_are_taken_once(monkeypatch):
+    calls = []
+    plain = Sample.of
+    monkeypatch.setattr(Sample, "of", lambda *args: calls.append(1) or plain(*args))
+    one = predictor(tiny(), refine=True)
+    examples = [Example(picture(np.random.default_rng(k), blocks(k), COLOURS), blocks(k)) for k in range(3)]
+    for count in (1, 2, 3):
+        one.predict(examples[0].image, examples[:count])
+    assert len(calls) == 3
+
+
+def test_packs_that_share_no_class_are_compared_with_apart():
+    model = tiny()
+    first, second = small_pack(model, ["cell"], "a"), small_pack(model, ["vessel"], "b")
+    groups = Prompt.build([first, second], 6).groups()
+    assert [ids for ids, _, _ in groups] == [frozenset(pack.ids) for pack in Prompt.build([first, second], 6).packs]
+    assert [len(packs) for _, _, packs in groups] == [1, 1]
+    assert len(Prompt.build([first, small_pack(model, ["cell"], "c")], 6).groups()) == 1
+
+
+def test_pairs_of_a_pack_are_its_pictures_and_ids():
+    model = tiny()
+    given = Example(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8), blocks(1, size=(32, 32)))
+    named = Example(given.image, given.labels, {1: "one", 2: "two"})
+    ((image, labels),) = compile_pack(model, [named], "p").pairs()
+    assert np.array_equal(labels, given.labels)
+    assert np.abs(image.astype(int) - given.image).max() <= 1
