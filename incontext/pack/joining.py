@@ -141,6 +141,7 @@ def merge_packs(packs: Sequence[PromptPack], name: str) -> PromptPack:
         made={"method": "merged", "packs": ", ".join(pack.name for pack in packs)},
         evaluation={f"{pack.name}: {key}": value for pack in packs for key, value in pack.evaluation.items()},
         tokens=stack_tokens([(len(pack.images), pack.tokens) for pack in packs]),
+        pictures=torch.cat([pack.looks() for pack in packs]) if any(p.pictures is not None for p in packs) else None,
         **shared,
     )
 

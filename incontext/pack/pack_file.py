@@ -1,6 +1,6 @@
 """Prompt packs on disk: one safetensors file, with a card beside it.
 
-Tensors are "images", "masks", where they are learned "tokens", and where the prompt is kept encoded
+Tensors are "images", "masks", where they are learned "tokens" and "pictures", and where the prompt is kept encoded
 "cache.PASS.LAYER.key", ".value" and "cache.PASS.border". All else is one JSON object in the metadata. Nothing in a file
 is ever executed, and nothing is believed before it was checked.
 """
@@ -125,8 +125,8 @@ def run_folder(path: Path) -> Path:
 
 def _tensors(pack: PromptPack) -> dict[str, Tensor]:
     tensors = {"images": pack.images, "masks": pack.masks}
-    if pack.tokens is not None:
-        tensors["tokens"] = pack.tokens
+    optional = {"tokens": pack.tokens, "pictures": pack.pictures}
+    tensors.update({name: tensor for name, tensor in optional.items() if tensor is not None})
     for index, cache in enumerate(pack.caches or ()):
         tensors[f"cache.{index}.border"] = cache.border
         for layer, kept in enumerate(cache.layers):
@@ -152,7 +152,8 @@ def _build(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> PromptPack:
     caches = None if fields["cache_grid"] is None else _read_caches(fields, tensors)
     if {"images", "masks"} - set(tensors):
         raise PackError(f"expected the tensors images and masks, got {sorted(tensors)[:5]}")
-    images, masks, tokens = tensors.pop("images"), tensors.pop("masks"), tensors.pop("tokens", None)
+    images, masks = tensors.pop("images"), tensors.pop("masks")
+    tokens, pictures = tensors.pop("tokens", None), tensors.pop("pictures", None)
     if tensors:
         raise PackError(f"holds tensors that no pack has: {sorted(tensors)[:5]}")
     return PromptPack(
@@ -171,6 +172,7 @@ def _build(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> PromptPack:
         made=fields["made"],
         evaluation=fields["evaluation"],
         tokens=tokens,
+        pictures=pictures,
         caches=caches,
     )
 

@@ -60,6 +60,8 @@ class PromptPack:
         evaluation: how good it is.
         tokens: what is added to the keys and values of the encoded examples in the last blocks: float16
             (N, layers, 2, heads, l, d), or None; see `incontext.pack.tokens`. For the feature ensemble alone.
+        pictures: uint8 (N, 3, h, w), what learned images were at the start, or None: pixels of queries are compared
+            with these, as learning leaves its traces on the others; see `incontext.appearance`.
         caches: the encoded prompt of each pass (in `palettes`' colours, with its tokens), or None.
 
     Raises:
@@ -81,6 +83,7 @@ class PromptPack:
     made: Mapping[str, Scalar] = field(default_factory=dict)
     evaluation: Mapping[str, Scalar] = field(default_factory=dict)
     tokens: Tensor | None = None
+    pictures: Tensor | None = None
     caches: tuple[PromptCache, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -148,10 +151,16 @@ class PromptPack:
             return normalise(rearrange(self.images, "n c h w -> n h w c"))
         return self.images.float()
 
+    def looks(self) -> Tensor:
+        """What the examples look like, uint8 (N, 3, h, w): `pictures`, or else the images."""
+        if self.pictures is not None or self.images.dtype == torch.uint8:
+            return self.images if self.pictures is None else self.pictures
+        return denormalise(self.pixels()).round().clamp(0, 255).byte()
+
     def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The examples as pictures, uint8 (h, w, 3), and labels, int32 (h, w), the likeliest where masks are shares."""
-        pictures = rearrange(denormalise(self.pixels()), "n c h w -> n h w c").round().clamp(0, 255).byte().numpy()
+        """What the examples look like, uint8 (h, w, 3), with labels, int32 (h, w): the likeliest of shares."""
         slots = self.masks if self.masks.ndim == 3 else self.masks.argmax(1)
+        pictures = rearrange(self.looks(), "n c h w -> n h w c").numpy()
         return list(zip(pictures, np.array([0, *self.ids], np.int32)[slots.numpy()], strict=True))
 
     def cache(self, palette: Palette, *, ensemble: str, kind: str) -> PromptCache | None:
@@ -216,6 +225,10 @@ class PromptPack:
             fits = len(shape) == 6 and shape[0] == count and shape[2] == 2 and 0 not in shape
             _require(fits, "tokens", f"({count}, layers, 2, heads, l, d)", shape)
             _require(self.ensemble == "feature", "tokens", "a pack for the feature ensemble", self.ensemble)
+        if self.pictures is not None:
+            _require(self.pictures.dtype == torch.uint8, "pictures", "uint8", self.pictures.dtype)
+            shape = tuple(images.shape)
+            _require(self.pictures.shape == shape, "pictures", f"shape {shape}", tuple(self.pictures.shape))
         for name, tensor in (("images", images), ("masks", masks), ("tokens", self.tokens)):
             if tensor is None:
                 continue

@@ -32,6 +32,7 @@ class LearnedPrompt(nn.Module):
         images: (N, 3, h, w) in normalised space.
         masks: int (N, h, w) classes, or where they are learned logits (N, K + 1, h, w).
         tokens: (N, *token_shape), zeros at the start, where they are learned; else None.
+        pictures: uint8 (N, 3, h, w), what the images were at the start, where they are learned; else None.
         shown: for each example the classes (1..K) that it shows at the start.
     """
 
@@ -54,9 +55,12 @@ class LearnedPrompt(nn.Module):
         super().__init__()
         images = normalise(start.images)
         slots = torch.from_numpy(np.where(start.slots == IGNORED, 0, start.slots)).long()
+        is_learned = learn in ("images", "both")
+        kept = is_learned and noise is None
+        self.pictures = rearrange(torch.from_numpy(start.images), "n h w c -> n c h w").contiguous() if kept else None
         if noise is not None:
             images = torch.randn(images.shape, generator=noise)
-        self.images = nn.Parameter(images, requires_grad=learn in ("images", "both"))
+        self.images = nn.Parameter(images, requires_grad=is_learned)
         self.shown = tuple(start.shown(k) for k in range(len(start)))
         if learn in ("masks", "both"):
             one_hot = rearrange(F.one_hot(slots, classes + 1), "n h w k -> n k h w")
@@ -79,12 +83,13 @@ class LearnedPrompt(nn.Module):
         return self.images[list(keep)][None], paint_slots(masks, colours)[None]
 
     def tensors(self) -> dict[str, Tensor | None]:
-        """Images, masks and tokens as a `PromptPack` holds them."""
+        """Images, masks, tokens and pictures as a `PromptPack` holds them."""
         masks = self.masks.detach().cpu()
         return {
             "images": self.images.detach().cpu().half(),
             "masks": masks.softmax(1).half() if masks.is_floating_point() else masks.to(torch.uint8),
             "tokens": None if self.tokens is None else self.tokens.detach().cpu().half(),
+            "pictures": self.pictures,
         }
 
 

@@ -303,7 +303,7 @@ class _Run:
         self.prompt.load_state_dict(state["prompt"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.best = PromptPack(**state["best"], **self.base)
+        self.best = PromptPack(**state["best"], pictures=self.prompt.pictures, **self.base)
         log.info("resumed at step %d", self.step)
 
 
