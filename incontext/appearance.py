@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from incontext.refinement import Likeness, working_size
+from incontext.refinement import Likeness, mean_side, working_picture
 
 KEYS = 4096
 """How many pixels of the examples are kept, evenly spread: more cost more and change little."""
@@ -77,7 +77,7 @@ class Sample:
         labels = torch.from_numpy(np.ascontiguousarray(labels, np.int32)).to(device)
         masks = torch.stack([labels == id for id in ids]).float()
         shares = torch.cat([((labels >= 0).float() - masks.sum(0))[None], masks])
-        features = _features(image, (patch[0] * patch[1]) ** 0.5, device)
+        features = _features(image, mean_side(patch), device)
         shares = F.interpolate(shares[None], features.shape[1:], mode="bilinear", antialias=True)[0]
         known = (shares.sum(0) > 0.5).flatten().nonzero()[:, 0]
         known = known[_spread(len(known), KEYS, device)]
@@ -154,9 +154,8 @@ class Appearance:
 
 def _features(image: np.ndarray, patch: float, device: torch.device) -> Tensor:
     """(f, h, w) at the working size: colours in 0..1, sharp and blurred, then y and x in 0..1."""
-    height, width = working_size(image.shape[:2], patch)
-    pixels = torch.tensor(image, device=device).movedim(-1, 0).float()[None] / 255
-    pixels = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False, antialias=True)[0]
+    pixels = working_picture(torch.tensor(image, device=device).movedim(-1, 0), patch)
+    height, width = pixels.shape[1:]
     unit = patch * (height * width / (image.shape[0] * image.shape[1])) ** 0.5
     y = ((torch.arange(height, device=device) + 0.5) / height)[:, None].expand(height, width)
     x = ((torch.arange(width, device=device) + 0.5) / width).expand(height, width)

@@ -28,7 +28,7 @@ from incontext.palette import DEFAULT_TEMPERATURE, Palette
 from incontext.picture_file import describe
 from incontext.prefetch import prefetch
 from incontext.prompt import ENSEMBLES, Prompt, Source, check_sources, resize_hints
-from incontext.refinement import Refinement
+from incontext.refinement import Refinement, mean_side
 from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile
 from incontext.types import Example, Segmentation
 
@@ -138,6 +138,10 @@ class Predictor:
         """The arguments, but for model, device and precision, that make another predictor like this one."""
         names = ("kind", "ids_per_pass", "seed", "palette", "refine")
         return {name: getattr(self, name) for name in names} | {"temperature": self._given_temperature}
+
+    def temperature_for(self, prompt: Prompt) -> float:
+        """The temperature of a prompt's confidences: the one given, else that of its packs, else the default."""
+        return self._given_temperature or prompt.temperature or self.temperature
 
     def varied(self, **changes: Any) -> Predictor:
         """Returns a predictor like this one but for some settings. They share the model as it is made ready here.
@@ -377,7 +381,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _decode(self, query: _Query, prompt: Prompt, passes: Iterable[Tensor]) -> Segmentation:
-        decoder, temperature = None, self._given_temperature or prompt.temperature or self.temperature
+        decoder, temperature = None, self.temperature_for(prompt)
         for views in passes:
             if decoder is None:
                 refinement = None if query.image is None else self.refinement(query.image, prompt, query.layout.tile)
@@ -395,8 +399,9 @@ class Predictor:
             scale: pixels of the image for one of the examples', in tiles.
         """
         patch = self._patch(image.shape[:2], None if tile is None else tile * scale)
-        found = tuple(each.find(image, _mean(patch)) for each in self._looks(prompt, tile))
-        return Refinement(image, _mean(patch), self._decoding_device, found)
+        side = mean_side(patch)
+        found = tuple(each.find(image, side) for each in self._looks(prompt, tile))
+        return Refinement(image, side, self._decoding_device, found)
 
     def _looks(self, prompt: Prompt, tile: int | None) -> tuple[Appearance, ...]:
         """The appearances of a prompt's ids; made once for each prompt and scale."""
@@ -433,11 +438,6 @@ class Predictor:
     def _decoding_device(self) -> torch.device:
         """Where paintings are, as the painter gives them."""
         return self.device if self.device.type == "cuda" else torch.device("cpu")
-
-
-def _mean(patch: tuple[float, float]) -> float:
-    """Side of the square of a patch's area."""
-    return (patch[0] * patch[1]) ** 0.5
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

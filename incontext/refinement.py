@@ -123,8 +123,7 @@ class Refinement:
 
     @cached_property
     def _filter(self) -> GuidedFilter:
-        guide = self._picture[None].float() / 255
-        guide = F.interpolate(guide, self.working_size, mode="bilinear", align_corners=False, antialias=True)[0]
+        guide = working_picture(self._picture, self.patch)
         return GuidedFilter(guide, max(1, round(min(self._radius, _WINDOW))))
 
 
@@ -137,6 +136,17 @@ def working_size(size: tuple[int, int], patch: float) -> tuple[int, int]:
     """
     shrink = max(1.0, REACH * patch / _WINDOW)
     return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
+
+
+def working_picture(picture: Tensor, patch: float) -> Tensor:
+    """A picture, uint8 (3, H, W), at its `working_size`: float (3, h, w) in 0..1."""
+    size = working_size(picture.shape[1:], patch)
+    return F.interpolate(picture[None].float() / 255, size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def mean_side(patch: tuple[float, float]) -> float:
+    """Side of the square of a patch's area, whose (height, width) may differ where an image was stretched."""
+    return (patch[0] * patch[1]) ** 0.5
 
 
 class GuidedFilter:

@@ -14,6 +14,8 @@ import numpy as np
 
 IGNORE = -1
 
+_COUNTED = 1 << 16  # ids below this are counted in a table of all of them
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
@@ -101,7 +103,7 @@ class Example:
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids that occur in the labels, sorted."""
-        return _ids(self.labels)
+        return ids_in(self.labels)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -150,7 +152,7 @@ class Segmentation:
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids that occur in the labels, sorted."""
-        return _ids(self.labels)
+        return ids_in(self.labels)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -187,8 +189,11 @@ class Segmentation:
         return f"Segmentation(size={self.size}, ids={self.ids})"
 
 
-def _ids(labels: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.unique(labels) if i > 0)
+def ids_in(labels: np.ndarray) -> tuple[int, ...]:
+    """The ids that occur in integer labels, sorted."""
+    if labels.max(initial=0) < _COUNTED:  # counting is many times faster than sorting
+        return tuple((np.flatnonzero(np.bincount(np.maximum(labels, 0).ravel())[1:]) + 1).tolist())
+    return tuple(np.unique(labels[labels > 0]).tolist())
 
 
 def _check_rgb(what: str, image: np.ndarray) -> None:

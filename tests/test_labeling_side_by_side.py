@@ -19,11 +19,8 @@ from incontext.labeling.side_by_side import count_side_by_side, side_by_side
 
 
 @pytest.fixture
-def four_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(threads)
+def four_threads(set_threads):
+    set_threads(4)
 
 
 def test_results_keep_their_order_and_the_first_is_made_alone(four_threads):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from incontext.cli.arguments import number_list, positive
-from incontext.cli.model_options import add_device, add_model, open_predictor
+from incontext.cli.model_options import add_device, add_model, add_pack, open_predictor
 from incontext.cli.progress import progress
 
 
@@ -55,7 +55,7 @@ def add_parsers(protocols: argparse._SubParsersAction) -> None:
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pack", action="append", default=[], metavar="PACK", help="a prompt pack, by name or file")
+    add_pack(parser)
     parser.add_argument(
         "--examples", action="append", default=[], metavar="SOURCE", help="a folder of images and masks, or a JSON"
     )

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from incontext.cli.arguments import class_names
 from incontext.cli.class_ids import packs_renumbered, tell_renumbered
-from incontext.cli.model_options import add_device, add_model, add_precision, add_refine, add_views, open_predictor
+from incontext.cli.model_options import (
+    add_device,
+    add_model,
+    add_pack,
+    add_precision,
+    add_refine,
+    add_views,
+    open_predictor,
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -37,13 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="folders of images with masks of the same name, COCO or labelme JSON, or other datasets; "
         "classes of the same name are the same",
     )
-    parser.add_argument(
-        "--pack",
-        action="append",
-        default=[],
-        metavar="PACK",
-        help="a prompt pack, by name or file, alone or beside examples; as often as needed",
-    )
+    add_pack(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="where to write")
     parser.add_argument(
         "--format",

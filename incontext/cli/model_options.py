@@ -16,6 +16,17 @@ def add_model(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--model", default="default", metavar="MODEL", help="name or file (default: the bundled model)")
 
 
+def add_pack(parser: argparse._ActionsContainer) -> None:
+    """Adds --pack."""
+    parser.add_argument(
+        "--pack",
+        action="append",
+        default=[],
+        metavar="PACK",
+        help="a prompt pack, by name or file, alone or beside examples; as often as needed",
+    )
+
+
 def add_device(parser: argparse._ActionsContainer) -> None:
     """Adds --device."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")

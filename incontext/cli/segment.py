@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from incontext.cli.arguments import class_names
-from incontext.cli.model_options import add_device, add_model, add_precision, add_refine, add_views, open_predictor
+from incontext.cli.model_options import (
+    add_device,
+    add_model,
+    add_pack,
+    add_precision,
+    add_refine,
+    add_views,
+    open_predictor,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,9 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar=("IMAGE", "MASK"),
         help="an image and its mask (ids, black and white, or colours); may be given several times",
     )
-    parser.add_argument(
-        "--pack", action="append", default=[], metavar="PACK", help="a prompt pack, by name or file; as often as needed"
-    )
+    add_pack(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where to write")
     add_model(parser)
     parser.add_argument(

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from incontext.cli.arguments import class_names, word_list
-from incontext.cli.model_options import add_device, add_flip, add_model, add_precision, add_refine, open_predictor
+from incontext.cli.model_options import (
+    add_device,
+    add_flip,
+    add_model,
+    add_pack,
+    add_precision,
+    add_refine,
+    open_predictor,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--examples", metavar="FOLDER", help="many of them: a folder or file as `incontext label` takes"
     )
-    parser.add_argument("--pack", action="append", default=[], metavar="PACK", help="a prompt pack, by name or file")
+    add_pack(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument("--start", type=int, default=0, metavar="FRAME", help="the first frame to track (default 0)")
     parser.add_argument("--end", type=int, metavar="FRAME", help="the frame to stop before (default: the end)")

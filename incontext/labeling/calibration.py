@@ -38,7 +38,7 @@ _CEILING = 0.999
 _BINS = 15
 
 _DENSE = 1 << 16
-"""Ids up to this are counted in a table of all of them."""
+"""Ids up to this are looked up in a table of all of them."""
 
 
 @dataclass(frozen=True)
@@ -254,15 +254,14 @@ def expected_ious(segmentation: Segmentation) -> dict[int, float]:
     calibrated as the confidence is.
     """
     labels = np.maximum(segmentation.labels.ravel(), 0)
-    if labels.max() > _DENSE:
-        known = np.array([0, *segmentation.ids])
+    ids = segmentation.ids
+    known = np.array([0, *ids])
+    if known[-1] > _DENSE:
         slots = np.searchsorted(known, labels)
     else:  # several times quicker
-        known = np.unique([0, *np.flatnonzero(np.bincount(labels))])
-        slots = np.zeros(known[-1] + 1, np.intp)
-        slots[known] = np.arange(len(known))
-        slots = slots[labels]
-    ids = known[1:].tolist()
+        table = np.zeros(known[-1] + 1, np.intp)
+        table[known] = np.arange(len(known))
+        slots = table[labels]
     areas = np.bincount(slots, minlength=len(known))
     sure = np.bincount(slots, segmentation.confidence.ravel().astype(np.float64), minlength=len(known))
     open_ = areas - sure  # confidence that is left to other ids, by the label that it is left by

@@ -172,7 +172,7 @@ class _Job:
         settings = {name: getattr(predictor, name) for name in ("ids_per_pass", "seed", "refine")}
         settings["precision"] = sorted({str(each.dtype) for each in predictor.model.state_dict().values()})
         settings |= config.painting_settings()
-        temperature = predictor.settings["temperature"] or prompt.temperature or predictor.temperature
+        temperature = predictor.temperature_for(prompt)
         if not config.calibrate:
             settings["temperature"] = temperature
         recipe = Recipe(predictor.fingerprint[:16], prompt_fingerprint(prompt.sources), fingerprint_of(settings))

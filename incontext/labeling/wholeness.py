@@ -13,7 +13,7 @@ import numpy as np
 from einops import reduce
 from scipy import ndimage
 
-from incontext.types import Example
+from incontext.types import Example, ids_in
 
 _SIDE = 256
 """Longest side, in blocks of pixels, at which pieces are told apart; gaps within a block join them."""
@@ -31,7 +31,7 @@ def wholeness(labels: np.ndarray, usual: Mapping[int, float] | None = None) -> d
     step = -(-max(labels.shape) // _SIDE)
     padding = [(0, -side % step) for side in labels.shape]
     shares = {}
-    for id in _ids(labels):
+    for id in ids_in(labels):
         mask = np.pad(labels == id, padding).view(np.uint8)
         areas = reduce(mask, "(h y) w -> h w", partial(np.sum, dtype=np.int32), y=step)  # rows first: many times faster
         areas = reduce(areas, "h (w x) -> h w", "sum", x=step)
@@ -53,9 +53,3 @@ def usual_wholeness(examples: Iterable[Example]) -> dict[int, float]:
 def mean_wholeness(shares: Mapping[int, float]) -> float | None:
     """Of all masks of an image, from `wholeness`; None where there is none."""
     return sum(shares.values()) / len(shares) if shares else None
-
-
-def _ids(labels: np.ndarray) -> list[int]:
-    if labels.max() < 1 << 16:  # counting is many times faster than sorting
-        return [id for id in np.flatnonzero(np.bincount(np.maximum(labels, 0).ravel())).tolist() if id > 0]
-    return np.unique(labels[labels > 0]).tolist()
