@@ -1,11 +1,13 @@
 """What the examples' pixels look like: a second opinion beside the model's, for models with coarse patches.
 
-Each pixel of the query attends to pixels of the examples, by colour, by colour blurred at two scales, and by place,
-and takes over their labels: a kernel regression, with a Mahalanobis metric that comes from the examples themselves.
-It knows no objects, but sees textures, vessels and borders that are smaller than a patch.
+Each pixel of the query attends to pixels of the examples, by colour, by colour blurred at some scales, and by place,
+and takes over their labels: a kernel regression. Its Mahalanobis metric comes from the examples, and from the query:
+a direction of colour in which whole images differ, as under other light, counts less. It knows no objects, but sees
+textures, vessels and borders that are smaller than a patch.
 
-How much it counts beside the model is decided id by id, from the examples alone: by how well it finds an id in parts
-of the examples that it has not seen, and by how much of the id's shape the model's patches can hold.
+How much it counts beside the model is decided id by id, without knowing the truth: by how well it finds an id in parts
+of the examples that it has not seen, by how much of the id's shape the model's patches can hold, and by how much
+farther from the examples' pixels the query's are than the examples' from each other.
 """
 
 from __future__ import annotations
@@ -29,14 +31,23 @@ SHARPNESS = 0.15
 PLACE = 3.0
 """Weight of the place, 0..1 across the image."""
 
-SHAPE = (1.5, 3.0)
+SHAPE = (0.6, 2.0)
 """(factor, exponent) of how the model is weighted by what its patches can hold of an id's shape."""
 
-_JUDGED = 1024  # pixels by which it is judged how well ids are found
-_BLURS = (0.25, 0.5)  # of a patch
+FAR = 2.0
+"""Exponent of how the model is weighted by how far the query's pixels are from the examples'."""
+
+DETAIL = (2.5, 1 / 3)
+"""An image that is shown whole is looked at in steps of this many times the width of its objects, where that is less
+than a patch, but not in steps below this part of a patch."""
+
+_JUDGED = 1024  # pixels by which it is judged how well ids are found, and how far the query is
+_NEAR, _FARTHEST = 0.3, 4.0  # bounds of that distance
+_BLURS = (0.25, 0.5, 1.0)  # of a patch
 _RIDGE = 0.1
 _FLOOR = 1e-5  # variance of a colour, of 0..1, below which nothing is told apart
 _BOARD = 4  # squares along a side of the checkerboard that halves an image
+_RAREST = 1e-3  # share of an id that counts as the least
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +75,7 @@ class Sample:
         ids: Sequence[int],
         patch: tuple[float, float],
         device: torch.device,
+        detail: float = 1.0,
     ) -> Sample:
         """Takes pixels from an example.
 
@@ -73,11 +85,12 @@ class Sample:
             ids: of interest.
             patch: (height, width) of one of the model's patches, in the image's pixels.
             device: where to compute.
+            detail: step at which the image is looked at, in patches; see `detail_of`.
         """
         labels = torch.from_numpy(np.ascontiguousarray(labels, np.int32)).to(device)
         masks = torch.stack([labels == id for id in ids]).float()
         shares = torch.cat([((labels >= 0).float() - masks.sum(0))[None], masks])
-        features = _features(image, mean_side(patch), device)
+        features = pixel_features(image, detail * mean_side(patch), device)
         shares = F.interpolate(shares[None], features.shape[1:], mode="bilinear", antialias=True)[0]
         known = (shares.sum(0) > 0.5).flatten().nonzero()[:, 0]
         known = known[_spread(len(known), KEYS, device)]
@@ -97,63 +110,115 @@ class Appearance:
 
     Attributes:
         ids: that the examples may show.
-        keys: float (n, f), features of pixels in the metric's space.
+        keys: float (n, f), features of pixels.
         values: float (n, 1 + K), the label of each: background or an id.
-        metric: float (f, f), takes features to where distances count.
-        weights: float (1 + K,); see `Likeness`.
+        covariance: float (f - 2, f - 2), of the colours within an id.
+        place: weight of the place.
+        found: float (1 + K,), the IoU at which labels are found in the examples' unseen parts.
+        held: float (K,); see `Sample`.
+        judged: float (m, f), features of fewer pixels.
+        part: int (m,), which part of the examples these are from; parts judge each other.
     """
 
     ids: tuple[int, ...]
     keys: Tensor
     values: Tensor
-    metric: Tensor
-    weights: Tensor
+    covariance: Tensor
+    place: float
+    found: Tensor
+    held: Tensor
+    judged: Tensor
+    part: Tensor
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, ids: Sequence[int], samples: Sequence[Sample], *, placed: bool = True) -> Appearance | None:
+    def of(
+        cls, ids: Sequence[int], samples: Sequence[Sample], *, placed: bool = True, keys: int = KEYS
+    ) -> Appearance | None:
         """Learns the appearance of ids.
 
         Args:
             ids: those that the samples were taken for.
             samples: of the examples, at least one.
             placed: whether the place in the image means something. It does not in tiles.
+            keys: how many pixels are kept at most.
 
         Returns:
             The appearance; None if no pixel of the examples is labelled.
         """
-        features, values, _ = _join(samples, KEYS)
+        features, values, _ = _join(samples, keys)
         if not len(features):
             return None
-        metric = _metric(features, values, PLACE if placed else 0.0)
-        few, labels, owner = _join(samples, _JUDGED)
-        found = _found((few @ metric)[:, :-2], labels, owner, few[:, -2:])
-        factor, exponent = SHAPE
+        place = PLACE if placed else 0.0
+        covariance = _covariance(features, values)
+        judged, labels, owner = _join(samples, _JUDGED)
+        squares = (judged[:, -2:] * _BOARD).long().sum(1) % 2
+        found = _found((judged @ _metric(covariance, place))[:, :-2], labels, owner, squares)
         shown = torch.stack([each.shown for each in samples])
         held = (torch.stack([each.held for each in samples]) * shown).sum(0) / shown.sum(0).clamp_min(1)
-        weights = found[1:] / (found[1:] + factor * held**exponent + 1e-3)
-        background = weights[found[1:] > 0].mean().nan_to_num(0.0)
-        return cls(tuple(ids), features @ metric, values, metric, torch.cat((background[None], weights)))
+        part = owner if len(samples) > 1 else squares
+        return cls(tuple(ids), features, values, covariance, place, found, held, judged, part)
 
     @torch.inference_mode()
-    def find(self, image: np.ndarray, patch: float) -> Likeness:
+    def find(self, features: Tensor) -> Likeness:
         """Compares the pixels of a query.
 
         Args:
-            image: uint8 (H, W, 3).
-            patch: side of one of the model's patches, in the image's pixels.
+            features: float (f, h, w), from `pixel_features`.
 
         Returns:
-            The likeness, at the `working_size` of `incontext.refinement`.
+            The likeness, at this size.
         """
-        features = _features(image, patch, self.keys.device)
         size = features.shape[1:]
-        shares = _attend(features.flatten(1).T @ self.metric, self.keys, self.values)
-        return Likeness(self.ids, shares.T.reshape(-1, *size), self.weights)
+        pixels = features.flatten(1).T
+        drift = pixels[:, :-2].mean(0) - self.keys[:, :-2].mean(0)
+        metric = _metric(self.covariance + torch.outer(drift, drift), self.place)
+        pixels = pixels @ metric
+        shares = _attend(pixels, self.keys @ metric, self.values)
+        return Likeness(self.ids, shares.T.reshape(-1, *size), self._weights(pixels, metric), self._shown())
+
+    def _weights(self, pixels: Tensor, metric: Tensor) -> Tensor:
+        """(1 + K,): how much each label's likeness counts, for a query's pixels in the metric's space."""
+        few = pixels[_spread(len(pixels), _JUDGED, pixels.device)]
+        far = _distance(few, self.judged @ metric, self.part).clamp(_NEAR, _FARTHEST)
+        factor, exponent = SHAPE
+        found = self.found[1:]
+        weights = found / (found + factor * far**FAR * self.held**exponent + 1e-3)
+        background = weights[found > 0].mean().nan_to_num(0.0)
+        return torch.cat((background[None], weights))
+
+    def _shown(self) -> Tensor:
+        """(1 + K,): the share of each label in the examples; of ids that none shows, the mean of the others."""
+        shares = self.values.mean(0)
+        seen = shares[1:] > 0
+        rest = shares[1:][seen].mean() if bool(seen.any()) else shares.new_tensor(1.0)
+        return torch.cat((shares[:1], torch.where(seen, shares[1:], rest))).clamp_min(_RAREST)
 
 
-def _features(image: np.ndarray, patch: float, device: torch.device) -> Tensor:
-    """(f, h, w) at the working size: colours in 0..1, sharp and blurred, then y and x in 0..1."""
+def detail_of(widths: Sequence[float]) -> float:
+    """The step at which images are looked at, in patches: 1, or less for objects that are thinner.
+
+    Args:
+        widths: of the objects of each id, in patches; see `incontext.tiling.object_width`. Half of the ids may have
+            thinner ones, or the small ones among many would decide.
+    """
+    times, least = DETAIL
+    return float(np.clip(times * np.median(widths), least, 1.0)) if len(widths) else 1.0
+
+
+@torch.inference_mode()
+def pixel_features(image: np.ndarray, patch: float, device: torch.device) -> Tensor:
+    """What pixels are compared by.
+
+    Args:
+        image: uint8 (H, W, 3).
+        patch: side of one of the model's patches, or the step at which it is looked at, in the image's pixels.
+        device: where to compute.
+
+    Returns:
+        float (f, h, w) at the `working_size` of `incontext.refinement`: colours in 0..1, sharp and blurred, then y and x
+        in 0..1.
+    """
     pixels = working_picture(torch.tensor(image, device=device).movedim(-1, 0), patch)
     height, width = pixels.shape[1:]
     unit = patch * (height * width / (image.shape[0] * image.shape[1])) ** 0.5
@@ -188,21 +253,38 @@ def _join(samples: Sequence[Sample], most: int) -> tuple[Tensor, Tensor, Tensor]
     return torch.cat([each[0] for each in parts]), torch.cat([each[1] for each in parts]), torch.cat(owner)
 
 
-def _metric(features: Tensor, values: Tensor, place: float) -> Tensor:
-    """(f, f): whitens the colours by their mean covariance within an id, every id counting alike; scales the place."""
+def _covariance(features: Tensor, values: Tensor) -> Tensor:
+    """(f - 2, f - 2): the mean covariance of the colours within an id, every id counting alike."""
     weights = values[:, values.sum(0) > 0.5]
     weights = weights / weights.sum(0)
     colours = features[:, :-2]
     means = weights.T @ colours
     covariance = (colours.T * weights.mean(1)) @ colours - means.T @ means / len(means)
-    covariance = covariance + torch.diag(_RIDGE * covariance.diag() + _FLOOR)
+    return covariance + torch.diag(_RIDGE * covariance.diag() + _FLOOR)
+
+
+def _metric(covariance: Tensor, place: float) -> Tensor:
+    """(f, f): whitens the colours, scales the place."""
     count = len(covariance)
-    metric = torch.zeros(count + 2, count + 2, device=features.device)
+    metric = torch.zeros(count + 2, count + 2, device=covariance.device)
     metric[:count, :count] = (
         torch.linalg.cholesky(torch.linalg.inv(covariance.double())).to(metric) * (3 / count) ** 0.5
     )
     metric[count, count] = metric[count + 1, count + 1] = place
     return metric
+
+
+def _distance(pixels: Tensor, judged: Tensor, part: Tensor) -> Tensor:
+    """How far pixels are from the nearest judged ones, beside how far parts of these are from each other: medians'
+    ratio, 1 where nothing can be said."""
+    among = [
+        torch.cdist(judged[part == number], judged[part != number]).amin(1)
+        for number in part.unique().tolist()
+        if bool((part != number).any())
+    ]
+    if not among:
+        return judged.new_tensor(1.0)
+    return torch.cdist(pixels, judged).amin(1).median() / torch.cat(among).median().clamp_min(1e-6)
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -217,12 +299,12 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*padded, scale=SHARPNESS**-2)[0, 0, :, : values.shape[1]]
 
 
-def _found(keys: Tensor, values: Tensor, owner: Tensor, place: Tensor) -> Tensor:
+def _found(keys: Tensor, values: Tensor, owner: Tensor, squares: Tensor) -> Tensor:
     """(1 + K,): the IoU at which each label is found in pixels by other pixels.
 
-    Between examples where several show an id, else between the two colours of a checkerboard on each.
+    Between examples (`owner`) where several show an id, else between the two colours of a checkerboard on each
+    (`squares`).
     """
-    squares = (place * _BOARD).long().sum(1) % 2
     found = _crossed(keys, values, squares)
     if int(owner.max()) > 0:
         several = torch.stack([(values[owner == k] > 0.5).any(0) for k in range(int(owner.max()) + 1)]).sum(0) > 1

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from incontext.palette import MAX_IDS, Palette, far_colours
-from incontext.refinement import Refinement
+from incontext.refinement import Likeness, Refinement
 from incontext.tiling import resize_painting
 from incontext.types import Segmentation
 
@@ -25,7 +25,9 @@ class Decoder:
     pass says so), and all is scaled to sum to 1. With one pass that changes nothing. The label is the
     likeliest; its probability is the confidence.
 
-    Memory does not grow with the number of passes.
+    What the pixels look like (see `Likeness`) tells all of its ids apart at once, so it joins what the passes of
+    these ids say together. Their probabilities wait for that at the refinement's `working_size`; but for them, memory
+    does not grow with the number of passes.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Decoder:
         self.refinement = refinement
         self.temperature = temperature
         self._passes = 0
+        self._waiting: list[tuple[tuple[int, ...], Tensor]] = []
         self._ids = [id for palette in palettes for id in palette.ids]
         self._background = torch.ones(size, device=device)
         self._best = torch.zeros(size, device=device)
@@ -67,37 +70,56 @@ class Decoder:
                 id.
         """
         palette = self.palettes[self._passes]
-        start = sum(len(each.ids) for each in self.palettes[: self._passes])
         self._passes += 1
+        if len(self.palettes) == 1:
+            self._painting = torch.stack(list(views)).mean(0)
+        if self.refinement is None:
+            self._merge(palette.ids, lambda rows: self._probabilities([view[:, rows] for view in views], palette))
+        else:
+            small = [resize_painting(view[None], self.refinement.working_size)[0] for view in views]
+            self._waiting.append((palette.ids, self._probabilities(small, palette)))
+
+    def _merge(self, ids: Sequence[int], probabilities: Callable[[slice], Tensor]) -> None:
+        """Takes in what is said of the background and some ids, by a function that gives (1 + n, rows, W)."""
         height, width = self._best.shape
-        refinement = self.refinement
-        if refinement is not None:
-            likeness = refinement.likeness(palette.ids)
-            small = [resize_painting(view[None], refinement.working_size)[0] for view in views]
-            probabilities = self._probabilities(small, palette)
-            if likeness is not None:
-                probabilities = likeness.join(probabilities, palette.ids)
-            coefficients = refinement.fit(probabilities)
-        step = max(1, _STRIP // (width * (len(palette.ids) + 1)))
+        slots = torch.tensor([self._ids.index(id) for id in ids], device=self._best.device)
+        step = max(1, _STRIP // (width * (len(ids) + 1)))
         for top in range(0, height, step):
             rows = slice(top, top + step)
-            if refinement is None:
-                probabilities = self._probabilities([view[:, rows] for view in views], palette)
-            else:
-                probabilities = refinement.apply(coefficients, rows)
-                if likeness is None:
-                    probabilities /= probabilities.sum(0).clamp_min(1e-6)
-            best, slot = probabilities[1:].max(dim=0)
+            values = probabilities(rows)
+            best, slot = values[1:].max(dim=0)
             better = best > self._best[rows]
             self._best[rows] = torch.where(better, best, self._best[rows])
-            self._slot[rows] = torch.where(better, (slot + start + 1).int(), self._slot[rows])
-            self._total[rows] += probabilities[1:].sum(0)
-            self._background[rows] = torch.minimum(self._background[rows], probabilities[0])
-            if len(self.palettes) == 1:
-                self._painting[:, rows] = torch.stack([view[:, rows] for view in views]).mean(0)
+            self._slot[rows] = torch.where(better, slots[slot].int() + 1, self._slot[rows])
+            self._total[rows] += values[1:].sum(0)
+            self._background[rows] = torch.minimum(self._background[rows], values[0])
+            if len(self.palettes) > 1:
+                self._painting[:, rows] += torch.einsum("k h w, k c -> c h w", values[1:], self._colours[slots])
+
+    def _merge_refined(self) -> None:
+        """Joins passes with what the pixels look like, and fits them to the picture."""
+        for likeness, parts in self._by_likeness():
+            ids = tuple(id for part, _ in parts for id in part)
+            if likeness is None:
+                joined = parts[0][1]
             else:
-                colours = self._colours[start : start + len(palette.ids)]
-                self._painting[:, rows] += torch.einsum("k h w, k c -> c h w", probabilities[1:], colours)
+                joined = likeness.join(merge_passes([each for _, each in parts]), ids)
+            coefficients = self.refinement.fit(joined)
+            self._merge(ids, lambda rows, of=coefficients: self._scaled(self.refinement.apply(of, rows)))
+        self._waiting.clear()
+
+    def _by_likeness(self) -> list[tuple[Likeness | None, list[tuple[tuple[int, ...], Tensor]]]]:
+        """Passes that one likeness knows, together; others each for itself."""
+        together: dict[int | Likeness, tuple[Likeness | None, list]] = {}
+        for number, (ids, probabilities) in enumerate(self._waiting):
+            likeness = self.refinement.likeness(ids)
+            key = number if likeness is None else likeness
+            together.setdefault(key, (likeness, []))[1].append((ids, probabilities))
+        return list(together.values())
+
+    @staticmethod
+    def _scaled(values: Tensor) -> Tensor:
+        return values / values.sum(0).clamp_min(1e-6)
 
     def _probabilities(self, views: Sequence[Tensor], palette: Palette) -> Tensor:
         each = [palette.probabilities(view, self.temperature) for view in views]
@@ -118,6 +140,8 @@ class Decoder:
         """
         if self._passes != len(self.palettes):
             raise RuntimeError(f"expected {len(self.palettes)} passes before finish, got {self._passes}")
+        if self._waiting:
+            self._merge_refined()
         whole = self._total + self._background
         is_object = self._best > self._background
         confidence = (torch.where(is_object, self._best, self._background) / whole).clamp(0, 1).cpu().numpy()
@@ -139,3 +163,18 @@ class Decoder:
             if area
         }
         return Segmentation(labels, confidence, np.ascontiguousarray(painting), scores, names)
+
+
+def merge_passes(passes: Sequence[Tensor]) -> Tensor:
+    """Probabilities of all ids from those of each pass.
+
+    Args:
+        passes: float (1 + n, h, w) each, of the background and of the pass's ids.
+
+    Returns:
+        float (1 + the sum of all n, h, w): the ids as their passes say, and the least background of all; scaled to
+        sum to 1.
+    """
+    background = torch.stack([each[0] for each in passes]).amin(0)
+    merged = torch.cat([background[None], *(each[1:] for each in passes)])
+    return merged / merged.sum(0).clamp_min(1e-6)

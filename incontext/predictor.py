@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from incontext.appearance import Appearance, Sample
+from incontext.appearance import KEYS, Appearance, Sample, detail_of, pixel_features
 from incontext.decoding import Decoder
 from incontext.device import pick_device
 from incontext.image import ImageError, open_image, resize_image
@@ -29,7 +29,7 @@ from incontext.picture_file import describe
 from incontext.prefetch import prefetch
 from incontext.prompt import ENSEMBLES, Prompt, Source, check_sources, resize_hints
 from incontext.refinement import Refinement, mean_side
-from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile
+from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile, object_width
 from incontext.types import Example, Segmentation
 
 _KEPT_PROMPTS = 4
@@ -398,32 +398,52 @@ class Predictor:
             tile: side of the tiles that it is shown in, in pixels of the examples; None where it is shown whole.
             scale: pixels of the image for one of the examples', in tiles.
         """
-        patch = self._patch(image.shape[:2], None if tile is None else tile * scale)
-        side = mean_side(patch)
-        found = tuple(each.find(image, side) for each in self._looks(prompt, tile))
-        return Refinement(image, side, self._decoding_device, found)
+        patch = mean_side(self._patch(image.shape[:2], None if tile is None else tile * scale))
+        detail, looks = self._looks(prompt, tile)
+        if not looks:
+            return Refinement(image, patch, self._decoding_device)
+        features = pixel_features(image, detail * patch, self._decoding_device)
+        found = tuple(each.find(features) for each in looks)
+        return Refinement(image, detail * patch, self._decoding_device, found, fine=detail < 1)
 
-    def _looks(self, prompt: Prompt, tile: int | None) -> tuple[Appearance, ...]:
-        """The appearances of a prompt's ids; made once for each prompt and scale."""
+    def _looks(self, prompt: Prompt, tile: int | None) -> tuple[float, tuple[Appearance, ...]]:
+        """The appearances of a prompt's ids, and the step at which they are looked at, in patches; made once for each
+        prompt and scale."""
         kept = self._appearances.setdefault(prompt, {})
         if tile not in kept:
             own = self._patch(self.model.config.image_size, None)  # packs hold images of the model's input size
+            detail = detail_of(self._widths(prompt)) if tile is None else 1.0
             looks = []
             for group, examples, packs in prompt.groups():
                 ids = tuple(sorted(group))
-                samples = [Sample.of(*pair, ids, own, self._decoding_device) for pack in packs for pair in pack.pairs()]
-                samples += [self._sample(each, ids, tile) for each in examples]
-                looks.append(Appearance.of(ids, samples, placed=tile is None))
-            kept[tile] = tuple(each for each in looks if each is not None)
+                samples = [
+                    Sample.of(*pair, ids, own, self._decoding_device, detail) for pack in packs for pair in pack.pairs()
+                ]
+                samples += [self._sample(each, ids, tile, detail) for each in examples]
+                keys = KEYS if detail == 1 else KEYS // 2  # a finer query has more pixels
+                looks.append(Appearance.of(ids, samples, placed=tile is None, keys=keys))
+            kept[tile] = detail, tuple(each for each in looks if each is not None)
         return kept[tile]
 
-    def _sample(self, example: Example, ids: tuple[int, ...], tile: int | None) -> Sample:
+    def _widths(self, prompt: Prompt) -> list[float]:
+        """How wide the objects of each id are in the images that show it, in patches of images that are shown whole."""
+        shown = [(labels, self.model.config.image_size) for pack in prompt.packs for _, labels in pack.pairs()]
+        shown += [(example.labels, example.size) for example in prompt.examples]
+        widths = []
+        for labels, size in shown:
+            patch = mean_side(self._patch(size, None))
+            widths += [object_width([labels == id]) / patch for id in np.unique(labels[labels > 0])]
+        return widths
+
+    def _sample(self, example: Example, ids: tuple[int, ...], tile: int | None, detail: float) -> Sample:
         """The pixels of an example; taken once, as the prompts of a video share most of their examples."""
         kept = self._samples.setdefault(example, {})
-        if (ids, tile) not in kept:
+        if (ids, tile, detail) not in kept:
             patch = self._patch(example.size, tile)
-            kept[ids, tile] = Sample.of(example.image, example.labels, ids, patch, self._decoding_device)
-        return kept[ids, tile]
+            kept[ids, tile, detail] = Sample.of(
+                example.image, example.labels, ids, patch, self._decoding_device, detail
+            )
+        return kept[ids, tile, detail]
 
     def _patch(self, size: tuple[int, int], tile: float | None) -> tuple[float, float]:
         """(height, width) of a patch of the model in the pixels of an image that is shown whole, or in tiles."""

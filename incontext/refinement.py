@@ -19,10 +19,13 @@ from torch import Tensor
 REACH = 0.8
 """Radius of a window, in patches of the model: a border may lie anywhere in the patch that holds it."""
 
+RARE = 0.15
+"""How much rare ids are favoured: the exponent of their share."""
+
 SMOOTHNESS = 1e-3
 """Variance of a colour, of 0..1, below which a change counts as noise and not as an edge."""
 
-_DOUBT = 0.02  # probability that neither of two opinions excludes
+_DOUBT = 0.01  # probability that neither of two opinions excludes
 _WINDOW = 6  # radius of a window at the resolution where functions are fitted; more costs more and shows no more
 
 
@@ -34,24 +37,32 @@ class Likeness:
         ids: which ids are told apart.
         shares: float (1 + K, h, w), of the background and of each id; they sum to 1.
         weights: float (1 + K,), 0..1, how much each counts beside the model.
+        shown: float (1 + K,), more than 0, the share of each in the examples.
     """
 
     ids: tuple[int, ...]
     shares: Tensor
     weights: Tensor
+    shown: Tensor
 
     def join(self, probabilities: Tensor, ids: Sequence[int]) -> Tensor:
-        """Joins the model's opinion of one pass with this one: a weighted geometric mean.
+        """Joins the model's opinion with this one: a weighted geometric mean, in favour of what is rare.
 
-        The result is on one scale for all passes, so it does not sum to 1 in each of them.
+        Where opinions differ, the mean leans to what covers much of the examples. An id that covers little would lose
+        most of its pixels, and a pixel counts more for the IoU of a small object than of a large one.
 
         Args:
-            probabilities: float (1 + n, h, w), of the background and of the ids of a pass.
-            ids: of the pass, all among `ids`.
+            probabilities: float (1 + n, h, w), of the background and of ids; they sum to 1.
+            ids: these ids, all among `self.ids`.
+
+        Returns:
+            float (1 + n, h, w) that sum to 1.
         """
         at = [0, *(1 + self.ids.index(id) for id in ids)]
         weights = self.weights[at][:, None, None]
-        return (probabilities + _DOUBT) ** (1 - weights) * (self.shares[at] + _DOUBT) ** weights
+        joined = (probabilities + _DOUBT) ** (1 - weights) * (self.shares[at] + _DOUBT) ** weights
+        joined = joined * (self.shown[at] ** -RARE)[:, None, None]
+        return joined / joined.sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +71,18 @@ class Refinement:
 
     Attributes:
         image: uint8 (H, W, 3).
-        patch: side of one of the model's patches, in the image's pixels.
+        patch: side of one of the model's patches, in the image's pixels; or the step at which it is looked at.
         device: where the probabilities are.
         likenesses: what its pixels look like, by the examples. Each is of other ids.
+        fine: whether it is looked at in steps below a patch, for what is thin. Then nothing is fitted: windows would
+            wash out thin lines. `fit` and `apply` only bring probabilities to the image's size.
     """
 
     image: np.ndarray
     patch: float
     device: torch.device = torch.device("cpu")
     likenesses: tuple[Likeness, ...] = ()
+    fine: bool = False
 
     def likeness(self, ids: Sequence[int]) -> Likeness | None:
         """The one that tells these ids apart, if there is one."""
@@ -124,7 +138,7 @@ class Refinement:
     @cached_property
     def _filter(self) -> GuidedFilter:
         guide = working_picture(self._picture, self.patch)
-        return GuidedFilter(guide, max(1, round(min(self._radius, _WINDOW))))
+        return GuidedFilter(guide, 0 if self.fine else max(1, round(min(self._radius, _WINDOW))))
 
 
 def working_size(size: tuple[int, int], patch: float) -> tuple[int, int]:
@@ -156,7 +170,8 @@ class GuidedFilter:
         """
         Args:
             guide: (3, h, w) in 0..1.
-            radius: a window has 2 * radius + 1 pixels a side, fewer at the border.
+            radius: a window has 2 * radius + 1 pixels a side, fewer at the border; values of single pixels, at 0, stay
+                what they are.
             smoothness: ridge term: how much colours must vary for the fit to follow them.
         """
         self.guide, self.radius = guide, radius
