@@ -306,18 +306,14 @@ class Predictor:
     def _manner(self, prompt: Prompt, ensemble: str | None, flip: bool, kind: str | None, batch_size: int) -> Manner:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
-        if ensemble is None:
-            ensemble = prompt.ensemble or "feature"
-        if kind is None:
-            kind = prompt.kind or self.kind
+        ensemble, kind = prompt.ensemble_for(ensemble), prompt.kind_for(kind, self.kind)
         return Manner(_one_of("ensemble", ensemble, ENSEMBLES), bool(flip), _one_of("kind", kind, KINDS), batch_size)
 
     def _tiling(self, tile: int | str | None, overlap: float, prompt: Prompt) -> Tiling:
         if not 0 <= overlap <= 0.75:
             raise ValueError(f"overlap: expected a part of a tile from 0 to 0.75, got {overlap}")
         config = self.model.config
-        if prompt.packs and tile in (None, "auto"):
-            return Tiling(prompt.tile, overlap=overlap)
+        tile = prompt.tile_for(tile)
         if isinstance(tile, str) and tile == "auto":
             return Tiling(auto_tile(prompt.object_width, config.image_size, config.patch_size), AUTO_SLACK, overlap)
         is_side = isinstance(tile, (int, np.integer)) and not isinstance(tile, bool)

@@ -108,32 +108,29 @@ class Prompt:
         """The packs, then the examples."""
         return (*self.packs, *self.examples)
 
-    @property
-    def kind(self) -> str | None:
-        """What the packs were made for; None without packs.
+    def kind_for(self, asked: str | None, default: str) -> str:
+        """The type token: the one asked for, else what the packs were made for, else a default.
 
         Raises:
-            PackError: they differ.
+            PackError: packs differ in it, and none is asked for.
         """
-        return agreed(self.packs, "kind") if self.packs else None
+        return asked or (agreed(self.packs, "kind") if self.packs else default)
 
-    @property
-    def ensemble(self) -> str | None:
-        """How the packs' examples work together; None without packs.
+    def ensemble_for(self, asked: str | None) -> str:
+        """How examples work together: as asked for, else as the packs', else "feature".
 
         Raises:
-            PackError: they differ.
+            PackError: packs differ in it, and none is asked for.
         """
-        return agreed(self.packs, "ensemble") if self.packs else None
+        return asked or (agreed(self.packs, "ensemble") if self.packs else "feature")
 
-    @property
-    def tile(self) -> int | None:
-        """The scale of the packs; None without packs, or where they are of whole images.
+    def tile_for(self, asked: int | str | None) -> int | str | None:
+        """The side of tiles: as asked for; with packs None and "auto" mean theirs, which may be None.
 
         Raises:
-            PackError: they differ.
+            PackError: packs differ in it, and none is asked for.
         """
-        return agreed(self.packs, "tile") if self.packs else None
+        return agreed(self.packs, "tile") if self.packs and asked in (None, "auto") else asked
 
     @property
     def temperature(self) -> float | None:

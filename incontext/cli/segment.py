@@ -124,8 +124,8 @@ class _Job:
     ) -> None:
         self.args, self.examples, self.prompt = args, examples, prompt
         self.inputs, self.predictor = inputs, predictor
-        self.ensemble = args.ensemble or prompt.ensemble or "feature"
-        self.kind = args.kind or prompt.kind or "instance"
+        self.ensemble = prompt.ensemble_for(args.ensemble)
+        self.kind = prompt.kind_for(args.kind, "instance")
         self.batch_size = args.batch_size
         if self.batch_size is None:
             self.batch_size = 1 if predictor.device.type == "cpu" else 8

@@ -94,9 +94,9 @@ class LabelConfig:
             )
         return replace(
             self,
-            ensemble=self.ensemble or prompt.ensemble or "feature",
-            kind=self.kind or prompt.kind or kind,
-            tile=prompt.tile if prompt.packs and self.tile in (None, "auto") else self.tile,
+            ensemble=prompt.ensemble_for(self.ensemble),
+            kind=prompt.kind_for(self.kind, kind),
+            tile=prompt.tile_for(self.tile),
             calibrate=self.calibrate and bool(prompt.examples),
         )
 
