@@ -31,11 +31,12 @@ SHARPNESS = 0.15
 PLACE = 3.0
 """Weight of the place, 0..1 across the image."""
 
-SHAPE = (0.6, 2.0)
+SHAPE = (0.55, 2.0)
 """(factor, exponent) of how the model is weighted by what its patches can hold of an id's shape."""
 
-FAR = 2.0
-"""Exponent of how the model is weighted by how far the query's pixels are from the examples'."""
+FAR = (4.0, 2.0)
+"""Exponents of how the model is weighted by how far the query's pixels are from the examples': nearer than these are
+from each other, and farther."""
 
 DETAIL = (2.5, 1 / 3)
 """An image that is shown whole is looked at in steps of this many times the width of its objects, where that is less
@@ -181,9 +182,10 @@ class Appearance:
         """(1 + K,): how much each label's likeness counts, for a query's pixels in the metric's space."""
         few = pixels[_spread(len(pixels), _JUDGED, pixels.device)]
         far = _distance(few, self.judged @ metric, self.part).clamp(_NEAR, _FARTHEST)
+        far = far ** FAR[int(far > 1)]
         factor, exponent = SHAPE
         found = self.found[1:]
-        weights = found / (found + factor * far**FAR * self.held**exponent + 1e-3)
+        weights = found / (found + factor * far * self.held**exponent + 1e-3)
         background = weights[found > 0].mean().nan_to_num(0.0)
         return torch.cat((background[None], weights))
 
@@ -195,15 +197,14 @@ class Appearance:
         return torch.cat((shares[:1], torch.where(seen, shares[1:], rest))).clamp_min(_RAREST)
 
 
-def detail_of(widths: Sequence[float]) -> float:
+def detail_of(width: float) -> float:
     """The step at which images are looked at, in patches: 1, or less for objects that are thinner.
 
     Args:
-        widths: of the objects of each id, in patches; see `incontext.tiling.object_width`. Half of the ids may have
-            thinner ones, or the small ones among many would decide.
+        width: of the objects, in patches.
     """
     times, least = DETAIL
-    return float(np.clip(times * np.median(widths), least, 1.0)) if len(widths) else 1.0
+    return min(1.0, max(least, times * width))
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections import OrderedDict
@@ -52,6 +53,21 @@ class _Query:
     hints: np.ndarray | None = None
     given: np.ndarray | None = None
     image: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Looks:
+    """What the ids of a prompt look like.
+
+    Attributes:
+        width: of the objects, in patches.
+        detail: step at which images are looked at, in patches.
+        appearances: of ids that are shown together.
+    """
+
+    width: float
+    detail: float
+    appearances: tuple[Appearance, ...]
 
 
 class Predictor:
@@ -395,20 +411,20 @@ class Predictor:
             scale: pixels of the image for one of the examples', in tiles.
         """
         patch = mean_side(self._patch(image.shape[:2], None if tile is None else tile * scale))
-        detail, looks = self._looks(prompt, tile)
-        if not looks:
+        looks = self._looks(prompt, tile)
+        if not looks.appearances:
             return Refinement(image, patch, self._decoding_device)
-        features = pixel_features(image, detail * patch, self._decoding_device)
-        found = tuple(each.find(features) for each in looks)
-        return Refinement(image, detail * patch, self._decoding_device, found, fine=detail < 1)
+        features = pixel_features(image, looks.detail * patch, self._decoding_device)
+        found = tuple(each.find(features) for each in looks.appearances)
+        return Refinement(image, looks.detail * patch, self._decoding_device, found, looks.width * patch)
 
-    def _looks(self, prompt: Prompt, tile: int | None) -> tuple[float, tuple[Appearance, ...]]:
-        """The appearances of a prompt's ids, and the step at which they are looked at, in patches; made once for each
-        prompt and scale."""
+    def _looks(self, prompt: Prompt, tile: int | None) -> _Looks:
+        """What a prompt's ids look like at a scale; made once for each."""
         kept = self._appearances.setdefault(prompt, {})
         if tile not in kept:
             own = self._patch(self.model.config.image_size, None)  # packs hold images of the model's input size
-            detail = detail_of(self._widths(prompt)) if tile is None else 1.0
+            width = self._width(prompt, tile)
+            detail = detail_of(width) if tile is None else 1.0
             looks = []
             for group, examples, packs in prompt.groups():
                 ids = tuple(sorted(group))
@@ -418,18 +434,19 @@ class Predictor:
                 samples += [self._sample(each, ids, tile, detail) for each in examples]
                 keys = KEYS if detail == 1 else KEYS // 2  # a finer query has more pixels
                 looks.append(Appearance.of(ids, samples, placed=tile is None, keys=keys))
-            kept[tile] = detail, tuple(each for each in looks if each is not None)
+            kept[tile] = _Looks(width, detail, tuple(each for each in looks if each is not None))
         return kept[tile]
 
-    def _widths(self, prompt: Prompt) -> list[float]:
-        """How wide the objects of each id are in the images that show it, in patches of images that are shown whole."""
-        shown = [(labels, self.model.config.image_size) for pack in prompt.packs for _, labels in pack.pairs()]
-        shown += [(example.labels, example.size) for example in prompt.examples]
-        widths = []
-        for labels, size in shown:
-            patch = mean_side(self._patch(size, None))
-            widths += [object_width([labels == id]) / patch for id in np.unique(labels[labels > 0])]
-        return widths
+    def _width(self, prompt: Prompt, tile: int | None) -> float:
+        """How wide objects are, in patches: the median over ids and images, or the small ones among many would decide;
+        infinite without objects."""
+        own = mean_side(self._patch(self.model.config.image_size, None))
+        shown = [(labels, own) for pack in prompt.packs for _, labels in pack.pairs()]
+        shown += [(example.labels, mean_side(self._patch(example.size, tile))) for example in prompt.examples]
+        widths = [
+            object_width([labels == id]) / patch for labels, patch in shown for id in np.unique(labels[labels > 0])
+        ]
+        return float(np.median(widths)) if widths else math.inf
 
     def _sample(self, example: Example, ids: tuple[int, ...], tile: int | None, detail: float) -> Sample:
         """The pixels of an example; taken once, as the prompts of a video share most of their examples."""

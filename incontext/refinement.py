@@ -7,6 +7,7 @@ fitted at a low resolution and applied to the picture at its own, where edges ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,13 +20,14 @@ from torch import Tensor
 REACH = 0.8
 """Radius of a window, in patches of the model: a border may lie anywhere in the patch that holds it."""
 
-RARE = 0.15
+RARE = 0.2
 """How much rare ids are favoured: the exponent of their share."""
 
 SMOOTHNESS = 1e-3
 """Variance of a colour, of 0..1, below which a change counts as noise and not as an edge."""
 
-_DOUBT = 0.01  # probability that neither of two opinions excludes
+_DOUBT = 0.005  # probability that neither of two opinions excludes
+_SHARE = 0.25  # of an object's width, that the radius of a window may have
 _WINDOW = 6  # radius of a window at the resolution where functions are fitted; more costs more and shows no more
 
 
@@ -74,15 +76,15 @@ class Refinement:
         patch: side of one of the model's patches, in the image's pixels; or the step at which it is looked at.
         device: where the probabilities are.
         likenesses: what its pixels look like, by the examples. Each is of other ids.
-        fine: whether it is looked at in steps below a patch, for what is thin. Then nothing is fitted: windows would
-            wash out thin lines. `fit` and `apply` only bring probabilities to the image's size.
+        width: of the objects in the image's pixels, where it is known: larger windows would wash them out. Where none
+            is small enough, nothing is fitted: `fit` and `apply` only bring probabilities to the image's size.
     """
 
     image: np.ndarray
     patch: float
     device: torch.device = torch.device("cpu")
     likenesses: tuple[Likeness, ...] = ()
-    fine: bool = False
+    width: float = math.inf
 
     def likeness(self, ids: Sequence[int]) -> Likeness | None:
         """The one that tells these ids apart, if there is one."""
@@ -126,9 +128,11 @@ class Refinement:
         return values.clamp_min(0)
 
     @property
-    def _radius(self) -> float:
-        """Of a window, in the image's pixels."""
-        return REACH * self.patch
+    def radius(self) -> int:
+        """Of a window, at the working size."""
+        shrink = self.image.shape[0] / self.working_size[0]
+        most = max(1, round(min(REACH * self.patch, _WINDOW)))
+        return int(min(most, _SHARE * self.width / shrink))
 
     @cached_property
     def _picture(self) -> Tensor:
@@ -138,7 +142,7 @@ class Refinement:
     @cached_property
     def _filter(self) -> GuidedFilter:
         guide = working_picture(self._picture, self.patch)
-        return GuidedFilter(guide, 0 if self.fine else max(1, round(min(self._radius, _WINDOW))))
+        return GuidedFilter(guide, self.radius)
 
 
 def working_size(size: tuple[int, int], patch: float) -> tuple[int, int]:
