@@ -217,8 +217,8 @@ def pixel_features(image: np.ndarray, patch: float, device: torch.device) -> Ten
         device: where to compute.
 
     Returns:
-        float (f, h, w) at the `working_size` of `incontext.refinement`: colours in 0..1, sharp and blurred, then y and x
-        in 0..1.
+        float (f, h, w) at the `working_size` of `incontext.refinement`: colours in 0..1, sharp and blurred, then y and
+        x in 0..1.
     """
     pixels = working_picture(torch.tensor(image, device=device).movedim(-1, 0), patch)
     height, width = pixels.shape[1:]

@@ -162,9 +162,7 @@ def test_a_query_unlike_the_examples_is_left_to_the_model():
 def test_other_light_does_not_change_what_is_found():
     """Lines stand out by less than the light changes between the pictures."""
     truth = lines(width=6, step=24)
-    dark, light = (
-        {label: (level, level, level) for label, level in zip((0, 1), pair)} for pair in ((80, 110), (115, 145))
-    )
+    dark, light = {0: 3 * (80,), 1: 3 * (110,)}, {0: 3 * (115,), 1: 3 * (145,)}
     sample = Sample.of(picture(np.random.default_rng(0), truth, dark), truth, (1,), PATCH, CPU)
     found = find(Appearance.of((1,), [sample], placed=False), picture(np.random.default_rng(1), truth, light))
     guesses = F.interpolate(found.shares[None], truth.shape, mode="bilinear")[0].argmax(0).numpy() == 1
@@ -182,7 +180,7 @@ def test_thin_objects_are_looked_at_in_finer_steps():
     wide = Example(query, blocks(1, size=query.shape[:2], side=64))
     fine, coarse = (one.refinement(query, one.prompt([each])) for each in (example, wide))
     assert fine.patch < 0.5 * coarse.patch
-    assert fine.radius == 0 and coarse.radius > 1
+    assert fine.radius == 0 and coarse.radius > 0
     found = one.predict(query, example).labels
     assert ((found == 1) & (labels == 1)).sum() / ((found == 1) | (labels == 1)).sum() > 0.8
 
