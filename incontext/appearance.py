@@ -12,6 +12,7 @@ farther from the examples' pixels the query's are than the examples' from each o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ FAR = (4.0, 2.0)
 """Exponents of how the model is weighted by how far the query's pixels are from the examples': nearer than these are
 from each other, and farther."""
 
-DETAIL = (2.5, 1 / 3)
+DETAIL = (2.5, 2**-1.5)
 """An image that is shown whole is looked at in steps of this many times the width of its objects, where that is less
 than a patch, but not in steps below this part of a patch."""
 
@@ -200,11 +201,15 @@ class Appearance:
 def detail_of(width: float) -> float:
     """The step at which images are looked at, in patches: 1, or less for objects that are thinner.
 
+    A power of the fourth root of 2, so that samples of examples serve prompts whose objects are a little wider or not.
+
     Args:
-        width: of the objects, in patches.
+        width: of the objects, in patches; more than 0.
     """
     times, least = DETAIL
-    return min(1.0, max(least, times * width))
+    if times * width >= 1:
+        return 1.0
+    return min(1.0, max(least, 2 ** (round(4 * math.log2(times * width)) / 4)))
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ from incontext.picture_file import describe
 from incontext.prefetch import prefetch
 from incontext.prompt import ENSEMBLES, Prompt, Source, check_sources, resize_hints
 from incontext.refinement import Refinement, mean_side
-from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile, object_width
+from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile, object_widths
 from incontext.types import Example, Segmentation
 
 _KEPT_PROMPTS = 4
@@ -441,11 +441,13 @@ class Predictor:
         """How wide objects are, in patches: the median over ids and images, or the small ones among many would decide;
         infinite without objects."""
         own = mean_side(self._patch(self.model.config.image_size, None))
-        shown = [(labels, own) for pack in prompt.packs for _, labels in pack.pairs()]
-        shown += [(example.labels, mean_side(self._patch(example.size, tile))) for example in prompt.examples]
-        widths = [
-            object_width([labels == id]) / patch for labels, patch in shown for id in np.unique(labels[labels > 0])
-        ]
+        widths = [width / own for pack in prompt.packs for _, labels in pack.pairs() for width in object_widths(labels)]
+        for example in prompt.examples:
+            kept = self._samples.setdefault(example, {})
+            if "widths" not in kept:
+                kept["widths"] = object_widths(example.labels)
+            patch = mean_side(self._patch(example.size, tile))
+            widths += [width / patch for width in kept["widths"]]
         return float(np.median(widths)) if widths else math.inf
 
     def _sample(self, example: Example, ids: tuple[int, ...], tile: int | None, detail: float) -> Sample:

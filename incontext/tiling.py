@@ -172,13 +172,28 @@ def object_width(masks: Sequence[np.ndarray]) -> float | None:
     A disc of diameter d has 0.8 d, a line about its thickness; many small objects are as small as one of
     them.
     """
-    area: dict[int, int] = {}
-    runs: dict[int, np.ndarray] = {}
+    total: dict[int, np.ndarray] = {}
     for labels in masks:
-        for id in np.unique(labels[labels > 0]).tolist():
-            mask = labels == id
-            along_rows = mask[:, 0].sum() + (mask[:, 1:] & ~mask[:, :-1]).sum()
-            along_columns = mask[0].sum() + (mask[1:] & ~mask[:-1]).sum()
-            area[id] = area.get(id, 0) + int(mask.sum())
-            runs[id] = runs.get(id, 0) + np.array([along_rows, along_columns])
-    return min((area[id] / int(runs[id].max()) for id in area), default=None)
+        for id, counts in _runs(labels).items():
+            total[id] = total.get(id, 0) + counts
+    return min((_width(counts) for counts in total.values()), default=None)
+
+
+def object_widths(labels: np.ndarray) -> list[float]:
+    """How wide, in pixels, the objects of each id of a mask are; see `object_width`."""
+    return [_width(counts) for counts in _runs(labels).values()]
+
+
+def _runs(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Of each id: its pixels, and its runs of pixels along rows and along columns."""
+    counts = {}
+    for id in np.unique(labels[labels > 0]).tolist():
+        mask = labels == id
+        along_rows = mask[:, 0].sum() + (mask[:, 1:] & ~mask[:, :-1]).sum()
+        along_columns = mask[0].sum() + (mask[1:] & ~mask[:-1]).sum()
+        counts[id] = np.array([mask.sum(), along_rows, along_columns])
+    return counts
+
+
+def _width(counts: np.ndarray) -> float:
+    return float(counts[0] / counts[1:].max())

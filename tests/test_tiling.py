@@ -4,7 +4,7 @@ import torch
 
 from incontext.example_crops import crop_examples
 from incontext.prompt import resize_hints
-from incontext.tiling import Layout, Tiling, auto_tile, object_width, pad, resize_painting, tile_starts
+from incontext.tiling import Layout, Tiling, auto_tile, object_width, object_widths, pad, resize_painting, tile_starts
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 47, 64, 100, 1000])
@@ -145,3 +145,10 @@ def test_hints_survive_any_resize():
     assert (
         resize_hints(np.array([[3, -1], [0, -1]]), (4, 4)) == np.array([[3, 3, -1, -1]] * 2 + [[0, 0, -1, -1]] * 2)
     ).all()
+
+
+def test_widths_of_each_id():
+    labels = np.zeros((40, 60), np.int32)
+    labels[5:9], labels[20:, 10:12], labels[0, 0] = 1, 7, -1
+    assert object_widths(labels) == [4, 2]
+    assert object_widths(np.zeros((4, 4), np.int32)) == []
