@@ -24,7 +24,7 @@ from incontext.evaluation import (
     score_episodes,
     within_image,
 )
-from incontext.evaluation.report import aligned, markdown, save
+from incontext.evaluation.report import agreement, aligned, markdown, save
 from incontext.types import IGNORE, Example, Segmentation
 
 RED, BLUE, GREY = (200, 20, 20), (20, 20, 200), (120, 120, 120)
@@ -232,6 +232,19 @@ def test_bad_shots_and_nothing_to_run(data):
         evaluate_folders(data, shots=(0, 1))
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate_folders(data, baselines=False)
+
+
+def test_methods_are_compared_with_each_other(data):
+    models = {"one": CopyBaseline(), "two": CopyBaseline(), "three": NearestBaseline()}
+    compared = {"two": "one", "three": "one"}
+    report = evaluate_folders(data, models, sets=["shapes"], baselines=False, compared=compared)
+    alike = {score.method: (score.same_pixels, score.same_masks) for score in report.scores}
+    assert alike["two"] == (1, 1)
+    assert all(0 <= value < 1 for value in alike["three"])
+    assert all(math.isnan(value) for value in alike["one"])
+    first, second = agreement(report)
+    assert first == "two, 1 shot: 100.00 of pixels are labelled alike; IoU of masks 100.00, at least 100.00 (shapes)"
+    assert second.startswith("three, 1 shot: ")
 
 
 def test_reports_are_aligned_and_saved(tmp_path):

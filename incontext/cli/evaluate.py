@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from incontext.cli import evaluate_pixels, evaluate_risk, evaluate_video
@@ -49,6 +50,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     folders.add_argument("--ensemble", choices=("feature", "spatial"), default="feature", help="of several examples")
     add_device(folders)
     add_refine(folders)
+    folders.add_argument(
+        "--precision",
+        type=word_list,
+        default=["fp32"],
+        metavar="P,P",
+        help="of fp32,bf16,fp16,auto (default fp32); of several, the masks are compared with those of the first",
+    )
     folders.add_argument("--no-baselines", action="store_true", help="run the models only")
     folders.add_argument(
         "--samples",
@@ -73,11 +81,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `incontext eval folders`; returns the exit status."""
     from incontext.evaluation.folders import WITHIN, evaluate_folders
-    from incontext.evaluation.report import aligned, save
+    from incontext.evaluation.report import agreement, aligned, save
 
+    predictors, compared = _predictors(args.model, args.device, args.refine, list(dict.fromkeys(args.precision)))
     report = evaluate_folders(
         args.data,
-        _predictors(args.model, args.device, args.refine),
+        predictors,
         shots=args.shots,
         sets=args.sets,
         within=WITHIN if args.within is None else args.within,
@@ -86,27 +95,36 @@ def run(args: argparse.Namespace) -> int:
         ensemble=args.ensemble,
         baselines=not args.no_baselines,
         samples=args.samples if args.output else 0,
+        compared=compared,
         progress=lambda name, episodes, total: progress(episodes, name, total, "query"),
     )
     print(aligned(report))
     print("mIoU in percent; the number after a method's name is how many examples it saw")
+    print("".join(f"{line}\n" for line in agreement(report)), end="")
     if args.output:
         written = save(report, args.output) + _pictures(report, args.output)
         print("wrote " + ", ".join(str(path) for path in written))
     return 0
 
 
-def _predictors(models: list[str] | None, device: str, refine: bool | None) -> dict:
-    """Method name -> predictor."""
+def _predictors(
+    models: list[str] | None, device: str, refine: bool | None, precisions: Sequence[str]
+) -> tuple[dict, dict[str, str]]:
+    """Method name -> predictor; and the name in other precisions -> the name in the first."""
     if models == ["none"]:
-        return {}
+        return {}, {}
     from incontext.model.zoo import load_model
     from incontext.predictor import Predictor
 
     models = list(dict.fromkeys(models or ["default"]))
     short = [Path(model).stem for model in models]
-    names = short if len(set(short)) == len(short) else models
-    return {n: Predictor(load_model(m), device=device, refine=refine) for n, m in zip(names, models, strict=True)}
+    found, compared = {}, {}
+    for name, model in zip(short if len(set(short)) == len(short) else models, models, strict=True):
+        names = [name if len(precisions) == 1 else f"{name} {precision}" for precision in precisions]
+        for each, precision in zip(names, precisions, strict=True):
+            found[each] = Predictor(load_model(model), device=device, refine=refine, precision=precision)
+        compared.update(dict.fromkeys(names[1:], names[0]))
+    return found, compared
 
 
 def _pictures(report, folder: Path) -> list[Path]:

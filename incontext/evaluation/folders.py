@@ -5,10 +5,12 @@ from __future__ import annotations
 import fnmatch
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from incontext.evaluation.baselines import BASELINES
 from incontext.evaluation.episodes import Episode, across_images, first_frame, within_image
@@ -42,6 +44,9 @@ class Score:
         image_mean: mean over images of the mean over classes, 0..1.
         parts: IoU per class, or J per video.
         seconds: per query, without reading files.
+        same_pixels: the part of all pixels that get the same label as from the method that this one is compared with;
+            nan where there is none.
+        same_masks: the mean over images of the mean IoU of its masks with those of that method; nan too.
     """
 
     set: str
@@ -53,6 +58,8 @@ class Score:
     image_mean: float
     parts: dict[str, float]
     seconds: float
+    same_pixels: float = math.nan
+    same_masks: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +108,7 @@ def evaluate_folders(
     ensemble: str = "feature",
     baselines: bool = True,
     samples: int = 0,
+    compared: Mapping[str, str] | None = None,
     progress: Callable[[str, Iterator[Episode], int | None], Iterator[Episode]] | None = None,
 ) -> Report:
     """Evaluates on folders laid out as `incontext.labelled_folders` says, by the protocols of `.episodes`.
@@ -116,6 +124,7 @@ def evaluate_folders(
         ensemble: how the methods join several examples, "feature" or "spatial".
         baselines: whether to run them too, with the same shots.
         samples: how many queries per set to keep for a picture.
+        compared: method -> another whose results its own are compared with, as well as with the truth.
         progress: (set name, episodes, how many at most) -> the same episodes; wraps each set's loop.
 
     Returns:
@@ -146,7 +155,7 @@ def evaluate_folders(
             episodes, total = across_images(source, shots[-1], seed=seed, limit=limit), _total(source, limit)
         if progress is not None:
             episodes = progress(source.name, episodes, total)
-        found, shown = score_episodes(source.name, protocol, episodes, methods, steps, ensemble, samples)
+        found, shown = score_episodes(source.name, protocol, episodes, methods, steps, ensemble, samples, compared)
         scores += found
         kept += shown
     settings = {"seed": seed, "limit": limit, "shots": list(shots), "ensemble": ensemble}
@@ -161,6 +170,7 @@ def score_episodes(
     shots: Sequence[int] = (1,),
     ensemble: str = "feature",
     samples: int = 0,
+    compared: Mapping[str, str] | None = None,
 ) -> tuple[list[Score], list[Sample]]:
     """Runs methods on episodes.
 
@@ -172,6 +182,7 @@ def score_episodes(
         shots: numbers of examples.
         ensemble: passed to the methods.
         samples: how many episodes to keep with their results, the first ones of different groups.
+        compared: see `evaluate_folders`.
 
     Returns:
         A score for each method and number of shots; the samples.
@@ -187,6 +198,9 @@ def score_episodes(
             found = methods[method].predict(episode.image, list(episode.examples[:k]), ensemble=ensemble)
             run.add(found, episode, time.perf_counter() - start)
             results[method, k] = found
+        for method, other in (compared or {}).items():
+            for k in shots:
+                runs[method, k].compare(results[method, k], results[other, k])
         fresh = not episode.group or all(episode.group != s.episode.group for s in kept)
         if len(kept) < samples and fresh:
             kept.append(Sample(name, episode, results))
@@ -201,6 +215,8 @@ class _Run:
         self.groups: dict[str, list[float]] = {}
         self.queries = 0
         self.seconds = 0.0
+        self.same = Tally()
+        self.pixels: list[float] = []
 
     def add(self, found: Segmentation, episode: Episode, seconds: float) -> None:
         ious = self.tally.add(found.labels, episode.truth, episode.ids)
@@ -208,6 +224,12 @@ class _Run:
         self.groups.setdefault(episode.group, []).append(sum(frame) / len(frame))
         self.queries += 1
         self.seconds += seconds
+
+    def compare(self, found: Segmentation, other: Segmentation) -> None:
+        """Beside another method's answer to the same query."""
+        ids = sorted(set(np.unique(found.labels[found.labels > 0])) | set(np.unique(other.labels[other.labels > 0])))
+        self.same.add(found.labels, other.labels, ids)
+        self.pixels.append(float((found.labels == other.labels).mean()))
 
     def score(self, name: str, protocol: str, method: str, shots: int, names: dict[int, str]) -> Score:
         parts = {names.get(id, str(id)): v for id, v in self.tally.per_class.items()}
@@ -218,7 +240,11 @@ class _Run:
             parts = {video: sum(v) / len(v) for video, v in self.groups.items()}
             miou = sum(parts.values()) / len(parts) if parts else math.nan
         per_query = self.seconds / self.queries if self.queries else math.nan
-        return Score(name, protocol, method, shots, self.queries, miou, self.tally.image_mean, parts, per_query)
+        pixels = sum(self.pixels) / len(self.pixels) if self.pixels else math.nan
+        masks = self.same.image_mean if self.pixels else math.nan
+        return Score(
+            name, protocol, method, shots, self.queries, miou, self.tally.image_mean, parts, per_query, pixels, masks
+        )
 
 
 def _total(source: ImageSet, limit: int | None) -> int:

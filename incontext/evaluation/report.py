@@ -10,6 +10,7 @@ from pathlib import Path
 from incontext.evaluation import tables
 from incontext.evaluation.folders import Report, Score
 
+_ALIKE = ("same_pixels", "same_masks")
 _PROTOCOLS = {
     "across": "other images",
     "within": "other half",
@@ -48,6 +49,21 @@ def aligned(report: Report) -> str:
     """The table for a terminal; the number after a method's name is its shots."""
     rows = table(report)
     return tables.align(rows, text=2, means=sum(row[0] == "mean" for row in rows))
+
+
+def agreement(report: Report) -> list[str]:
+    """A line for each method that was compared with another: how alike their results are, in percent."""
+    lines = []
+    for method, shots in _columns(report):
+        alike = [s for s in report.scores if (s.method, s.shots) == (method, shots) and not math.isnan(s.same_pixels)]
+        if alike:
+            pixels, masks = (100 * sum(getattr(s, name) for s in alike) / len(alike) for name in _ALIKE)
+            least = min(alike, key=lambda score: score.same_masks)
+            lines.append(
+                f"{method}, {shots} shot{'s' * (shots > 1)}: {pixels:.2f} of pixels are labelled alike; IoU of masks "
+                f"{masks:.2f}, at least {100 * least.same_masks:.2f} ({least.set})"
+            )
+    return lines
 
 
 def markdown(report: Report) -> str:
@@ -92,7 +108,7 @@ def save(report: Report, folder: str | Path) -> list[Path]:
 
 def _plain(score: Score) -> dict[str, object]:
     plain = dataclasses.asdict(score)
-    for name in ("miou", "image_mean", "seconds"):
+    for name in ("miou", "image_mean", "seconds", "same_pixels", "same_masks"):
         plain[name] = tables.number(plain[name])
     plain["parts"] = {part: tables.number(v) for part, v in score.parts.items()}
     return plain
