@@ -246,7 +246,7 @@ class Prompt:
         )
         if lost:
             _log.warning(
-                "ids %s are too thin to be seen in the examples at %d x %d pixels; tiles would show them",
+                "ids %s are too thin to be seen in the examples at %d x %d pixels; tiles may show them",
                 sorted(lost),
                 *size,
             )

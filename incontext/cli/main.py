@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_commands(commands, next((word for word in argv if not word.startswith("-")), None))
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "huggingface_hub", "PIL"):
+    for noisy in ("httpx", "huggingface_hub", "PIL", "onnx_ir", "onnxscript"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return args.run(args)
