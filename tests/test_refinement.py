@@ -4,7 +4,7 @@ import torch
 
 from incontext.decoding import Decoder
 from incontext.palette import DEFAULT_TEMPERATURE, Palette
-from incontext.refinement import GuidedFilter, Refinement
+from incontext.refinement import GuidedFilter, Likeness, Refinement
 
 
 def picture(edge: int, size=(48, 64)) -> np.ndarray:
@@ -97,3 +97,28 @@ def test_the_decoder_follows_the_edges_too():
         found[refinement is None] = decoder.finish({}).labels
     assert np.array_equal(found[True], wrong)
     assert np.array_equal(found[False] == 5, image[..., 0] > 100)
+
+
+def test_passes_join_with_what_pixels_look_like():
+    """All ids of a likeness at once; another id, which none knows, as its pass says."""
+    generator = torch.Generator().manual_seed(0)
+    size = (24, 32)
+    shares = torch.softmax(torch.randn(3, *size, generator=generator), 0)
+    likeness = Likeness((2, 5), shares, torch.tensor([0.3, 0.2, 0.6]), torch.tensor([0.7, 0.2, 0.1]))
+    refinement = Refinement(np.zeros((*size, 3), np.uint8), 1.0, likenesses=(likeness,), width=0.0)
+    palettes = [Palette.for_ids((id,)) for id in (5, 9, 2)]
+    paintings = [255 * torch.rand(3, *size, generator=generator) for _ in palettes]
+    decoder = Decoder(size, palettes, torch.device("cpu"), DEFAULT_TEMPERATURE, refinement)
+    for painting in paintings:
+        decoder.add([painting])
+    found = decoder.finish({})
+
+    five, nine, two = (
+        palette.probabilities(each, DEFAULT_TEMPERATURE) for palette, each in zip(palettes, paintings, strict=True)
+    )
+    merged = torch.stack([torch.minimum(five[0], two[0]), two[1], five[1]])
+    joined = likeness.join(merged / merged.sum(0), (2, 5))
+    expected = torch.stack([torch.minimum(joined[0], nine[0]), joined[1], joined[2], nine[1]])
+    expected = expected / expected.sum(0)
+    assert np.array_equal(found.labels, np.array([0, 2, 5, 9])[expected.argmax(0)])
+    assert np.abs(found.confidence - expected.amax(0).numpy()).max() < 1e-5
