@@ -35,9 +35,9 @@ PLACE = 3.0
 SHAPE = (0.55, 2.0)
 """(factor, exponent) of how the model is weighted by what its patches can hold of an id's shape."""
 
-FAR = (4.0, 2.0)
-"""Exponents of how the model is weighted by how far the query's pixels are from the examples': nearer than these are
-from each other, and farther."""
+NEARER, NEARER_TO_SEVERAL, FARTHER = 4.0, 1.0, 2.0
+"""Exponents of how the model is weighted by how far the query's pixels are from the examples': nearer than parts of the
+only example are from each other; nearer than several examples are, which is usual; and farther."""
 
 DETAIL = (2.5, 2**-1.5)
 """An image that is shown whole is looked at in steps of this many times the width of its objects, where that is less
@@ -120,6 +120,7 @@ class Appearance:
         held: float (K,); see `Sample`.
         judged: float (m, f), features of fewer pixels.
         part: int (m,), which part of the examples these are from; parts judge each other.
+        several: whether these parts are different examples.
     """
 
     ids: tuple[int, ...]
@@ -131,6 +132,7 @@ class Appearance:
     held: Tensor
     judged: Tensor
     part: Tensor
+    several: bool
 
     @classmethod
     @torch.inference_mode()
@@ -158,8 +160,9 @@ class Appearance:
         found = _found((judged @ _metric(covariance, place))[:, :-2], labels, owner, squares)
         shown = torch.stack([each.shown for each in samples])
         held = (torch.stack([each.held for each in samples]) * shown).sum(0) / shown.sum(0).clamp_min(1)
-        part = owner if len(samples) > 1 else squares
-        return cls(tuple(ids), features, values, covariance, place, found, held, judged, part)
+        several = len(samples) > 1
+        part = owner if several else squares
+        return cls(tuple(ids), features, values, covariance, place, found, held, judged, part, several)
 
     @torch.inference_mode()
     def find(self, features: Tensor) -> Likeness:
@@ -183,7 +186,7 @@ class Appearance:
         """(1 + K,): how much each label's likeness counts, for a query's pixels in the metric's space."""
         few = pixels[_spread(len(pixels), _JUDGED, pixels.device)]
         far = _distance(few, self.judged @ metric, self.part).clamp(_NEAR, _FARTHEST)
-        far = far ** FAR[int(far > 1)]
+        far = far ** (FARTHER if far > 1 else NEARER_TO_SEVERAL if self.several else NEARER)
         factor, exponent = SHAPE
         found = self.found[1:]
         weights = found / (found + factor * far * self.held**exponent + 1e-3)
