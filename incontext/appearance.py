@@ -119,8 +119,8 @@ class Appearance:
         found: float (1 + K,), the IoU at which labels are found in the examples' unseen parts.
         held: float (K,); see `Sample`.
         judged: float (m, f), features of fewer pixels.
-        part: int (m,), which part of the examples these are from; parts judge each other.
-        several: whether these parts are different examples.
+        owner: int (m,), the number of the example that each of these is from.
+        squares: int (m,), which of two halves of it.
     """
 
     ids: tuple[int, ...]
@@ -131,8 +131,8 @@ class Appearance:
     found: Tensor
     held: Tensor
     judged: Tensor
-    part: Tensor
-    several: bool
+    owner: Tensor
+    squares: Tensor
 
     @classmethod
     @torch.inference_mode()
@@ -160,9 +160,7 @@ class Appearance:
         found = _found((judged @ _metric(covariance, place))[:, :-2], labels, owner, squares)
         shown = torch.stack([each.shown for each in samples])
         held = (torch.stack([each.held for each in samples]) * shown).sum(0) / shown.sum(0).clamp_min(1)
-        several = len(samples) > 1
-        part = owner if several else squares
-        return cls(tuple(ids), features, values, covariance, place, found, held, judged, part, several)
+        return cls(tuple(ids), features, values, covariance, place, found, held, judged, owner, squares)
 
     @torch.inference_mode()
     def find(self, features: Tensor) -> Likeness:
@@ -185,8 +183,11 @@ class Appearance:
     def _weights(self, pixels: Tensor, metric: Tensor) -> Tensor:
         """(1 + K,): how much each label's likeness counts, for a query's pixels in the metric's space."""
         few = pixels[_spread(len(pixels), _JUDGED, pixels.device)]
-        far = _distance(few, self.judged @ metric, self.part).clamp(_NEAR, _FARTHEST)
-        far = far ** (FARTHER if far > 1 else NEARER_TO_SEVERAL if self.several else NEARER)
+        judged, several = self.judged @ metric, bool((self.owner > 0).any())
+        usual = max(_apart(judged, self.owner), _apart(judged, self.squares))  # several may show one scene
+        far = torch.cdist(few, judged).amin(1).median() / usual if usual else judged.new_tensor(1.0)
+        far = far.clamp(_NEAR, _FARTHEST)
+        far = far ** (FARTHER if far > 1 else NEARER_TO_SEVERAL if several else NEARER)
         factor, exponent = SHAPE
         found = self.found[1:]
         weights = found / (found + factor * far * self.held**exponent + 1e-3)
@@ -283,17 +284,13 @@ def _metric(covariance: Tensor, place: float) -> Tensor:
     return metric
 
 
-def _distance(pixels: Tensor, judged: Tensor, part: Tensor) -> Tensor:
-    """How far pixels are from the nearest judged ones, beside how far parts of these are from each other: medians'
-    ratio, 1 where nothing can be said."""
-    among = [
-        torch.cdist(judged[part == number], judged[part != number]).amin(1)
-        for number in part.unique().tolist()
-        if bool((part != number).any())
-    ]
-    if not among:
-        return judged.new_tensor(1.0)
-    return torch.cdist(pixels, judged).amin(1).median() / torch.cat(among).median().clamp_min(1e-6)
+def _apart(pixels: Tensor, part: Tensor) -> float:
+    """How far pixels are from the nearest one of another part, the median; 0 where there is one part only."""
+    numbers = part.unique().tolist()
+    if len(numbers) < 2:
+        return 0.0
+    nearest = [torch.cdist(pixels[part == number], pixels[part != number]).amin(1) for number in numbers]
+    return float(torch.cat(nearest).median())
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
