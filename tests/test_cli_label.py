@@ -169,7 +169,14 @@ def test_ctrl_c_ends_with_130_and_a_whole_manifest(folder):
     arguments = ["label", folder / "images", "--examples", folder / "shown", "-o", folder / "out"]
     command = [sys.executable, "-m", "incontext", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    job = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     manifest = folder / "out" / "manifest.jsonl"
     while job.poll() is None and not (manifest.exists() and manifest.stat().st_size):
         time.sleep(0.05)
