@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -178,7 +179,7 @@ class Appearance:
         metric = _metric(self.covariance + torch.outer(drift, drift), self.place)
         pixels = pixels @ metric
         shares = _attend(pixels, self.keys @ metric, self.values)
-        return Likeness(self.ids, shares.T.reshape(-1, *size), self._weights(pixels, metric), self._shown())
+        return Likeness(self.ids, shares.T.reshape(-1, *size), self._weights(pixels, metric), self._shown)
 
     def _weights(self, pixels: Tensor, metric: Tensor) -> Tensor:
         """(1 + K,): how much each label's likeness counts, for a query's pixels in the metric's space."""
@@ -194,6 +195,7 @@ class Appearance:
         background = weights[found > 0].mean().nan_to_num(0.0)
         return torch.cat((background[None], weights))
 
+    @cached_property
     def _shown(self) -> Tensor:
         """(1 + K,): the share of each label in the examples; of ids that none shows, the mean of the others."""
         shares = self.values.mean(0)

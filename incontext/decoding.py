@@ -103,9 +103,9 @@ class Decoder:
             if likeness is None:
                 joined = parts[0][1]
             else:
-                joined = likeness.join(merge_passes([each for _, each in parts]), ids)
+                joined = likeness.join(_merge_passes([each for _, each in parts]), ids)
             coefficients = self.refinement.fit(joined)
-            self._merge(ids, lambda rows, of=coefficients: self._scaled(self.refinement.apply(of, rows)))
+            self._merge(ids, lambda rows, of=coefficients: _scaled(self.refinement.apply(of, rows)))
         self._waiting.clear()
 
     def _by_likeness(self) -> list[tuple[Likeness | None, list[tuple[tuple[int, ...], Tensor]]]]:
@@ -116,10 +116,6 @@ class Decoder:
             key = number if likeness is None else likeness
             together.setdefault(key, (likeness, []))[1].append((ids, probabilities))
         return list(together.values())
-
-    @staticmethod
-    def _scaled(values: Tensor) -> Tensor:
-        return values / values.sum(0).clamp_min(1e-6)
 
     def _probabilities(self, views: Sequence[Tensor], palette: Palette) -> Tensor:
         each = [palette.probabilities(view, self.temperature) for view in views]
@@ -165,7 +161,7 @@ class Decoder:
         return Segmentation(labels, confidence, np.ascontiguousarray(painting), scores, names)
 
 
-def merge_passes(passes: Sequence[Tensor]) -> Tensor:
+def _merge_passes(passes: Sequence[Tensor]) -> Tensor:
     """Probabilities of all ids from those of each pass.
 
     Args:
@@ -176,5 +172,9 @@ def merge_passes(passes: Sequence[Tensor]) -> Tensor:
         sum to 1.
     """
     background = torch.stack([each[0] for each in passes]).amin(0)
-    merged = torch.cat([background[None], *(each[1:] for each in passes)])
-    return merged / merged.sum(0).clamp_min(1e-6)
+    return _scaled(torch.cat([background[None], *(each[1:] for each in passes)]))
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """To sum to 1 over the first axis."""
+    return values / values.sum(0).clamp_min(1e-6)

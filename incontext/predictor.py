@@ -137,6 +137,7 @@ class Predictor:
         self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
         self._appearances: weakref.WeakKeyDictionary[Prompt, dict] = weakref.WeakKeyDictionary()
         self._samples: weakref.WeakKeyDictionary[Example, dict] = weakref.WeakKeyDictionary()
+        self._widths: weakref.WeakKeyDictionary[Example, list[float]] = weakref.WeakKeyDictionary()
 
     @property
     def model(self) -> nn.Module:
@@ -443,11 +444,10 @@ class Predictor:
         own = mean_side(self._patch(self.model.config.image_size, None))
         widths = [width / own for pack in prompt.packs for _, labels in pack.pairs() for width in object_widths(labels)]
         for example in prompt.examples:
-            kept = self._samples.setdefault(example, {})
-            if "widths" not in kept:
-                kept["widths"] = object_widths(example.labels)
+            if example not in self._widths:
+                self._widths[example] = object_widths(example.labels)
             patch = mean_side(self._patch(example.size, tile))
-            widths += [width / patch for width in kept["widths"]]
+            widths += [width / patch for width in self._widths[example]]
         return float(np.median(widths)) if widths else math.inf
 
     def _sample(self, example: Example, ids: tuple[int, ...], tile: int | None, detail: float) -> Sample:

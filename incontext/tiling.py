@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from incontext.types import ids_in
+
 AUTO_PATCHES = 2
 """With tile="auto" the thinnest object is to span this many patches of the model's input."""
 
@@ -187,7 +189,7 @@ def object_widths(labels: np.ndarray) -> list[float]:
 def _runs(labels: np.ndarray) -> dict[int, np.ndarray]:
     """Of each id: its pixels, and its runs of pixels along rows and along columns."""
     counts = {}
-    for id in np.unique(labels[labels > 0]).tolist():
+    for id in ids_in(labels):
         mask = labels == id
         along_rows = mask[:, 0].sum() + (mask[:, 1:] & ~mask[:, :-1]).sum()
         along_columns = mask[0].sum() + (mask[1:] & ~mask[:-1]).sum()

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from incontext.evaluation.baselines import BASELINES
 from incontext.evaluation.episodes import Episode, across_images, first_frame, within_image
 from incontext.evaluation.metrics import Tally
@@ -227,8 +225,7 @@ class _Run:
 
     def compare(self, found: Segmentation, other: Segmentation) -> None:
         """Beside another method's answer to the same query."""
-        ids = sorted(set(np.unique(found.labels[found.labels > 0])) | set(np.unique(other.labels[other.labels > 0])))
-        self.same.add(found.labels, other.labels, ids)
+        self.same.add(found.labels, other.labels, sorted({*found.ids, *other.ids}))
         self.pixels.append(float((found.labels == other.labels).mean()))
 
     def score(self, name: str, protocol: str, method: str, shots: int, names: dict[int, str]) -> Score:

@@ -66,10 +66,11 @@ class Tracker:
         self._flip, self._kind = flip, kind
         sources = check_sources(examples)
         self._base = predictor.prompt(sources) if sources else Prompt((), (), {})
-        if self._base.tile_for(None) is not None:
+        tile = self._base.tile_for(None)
+        if tile is not None:
             raise ValueError(
                 f"examples: expected packs of whole images, since frames are seen whole, got tiles of "
-                f"{self._base.tile_for(None)} pixels; tune or compile a pack without tile"
+                f"{tile} pixels; tune or compile a pack without tile"
             )
         self.names = {**self._base.names, **(names or {})}
         self.state = TrackerState(slots=Slots(self._base.palettes))
