@@ -7,13 +7,17 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from random_models import random_model
 from training_runs import BASE, PLAIN, rows, state, write_pack
 
 from incontext.training import loop
+from incontext.training.batches import collate
+from incontext.training.class_loss import ClassLoss, class_weights, make_classifier
 from incontext.training.distributed import Group
+from incontext.training.episodes import EpisodeSampler
 from incontext.training.loader import StepBatches, load
 from incontext.training.loop import make_model, train
 from incontext.training.losses import correct_batch, losses, weigh
@@ -33,7 +37,7 @@ def test_the_loss_is_about_what_is_not_said(pack):
     batch = loop.prepare(raw, 8)
     weights, noise = weigh(batch, BASE, 0.5), torch.randn_like(batch.target)
     free = (batch.unknown > 0) & (batch.labels != 255)[:, None]
-    assert torch.equal(weights.painting > 0, free) and not free.all()
+    assert torch.equal(weights.loss > 0, free) and not free.all()
 
     def loss(painting):
         return losses(lambda *args, **kwargs: painting, batch, weights, dataclasses.replace(BASE, matching=(0, 0)), 0.5)
@@ -58,17 +62,20 @@ def test_own_mistakes_are_pointed_out(pack):
 
 
 def test_micro_batches_and_checkpointing_change_no_gradient(pack):
-    """But for rounding, with any number of examples, corrected queries and the matching loss."""
+    """But for rounding, with any number of examples, corrected queries and all losses."""
     shots = set()
     for step in (0, 1, 4):
         gradients = []
         for size, checkpointing in ((0, False), (3, True)):
             config = dataclasses.replace(BASE, steps=9, model=PLAIN, micro_batch=size, checkpointing=checkpointing)
-            started = loop._start(config, torch.device("cpu"))
+            config = dataclasses.replace(config, classes=(0.5, 0.2))
+            batches = StepBatches(Pack(pack), config, 8, Group())
+            started = loop._start(config, make_model(config), batches.sampler.spans, torch.device("cpu"))
             started.step = step
-            batch = loop.prepare(StepBatches(Pack(pack), config, 8, Group())[step], 8)
+            batch = loop.prepare(batches[step], 8)
             loop._step(config, started, batch, Group())
-            gradients.append({name: p.grad for name, p in started.model.named_parameters()})
+            found = {name: p.grad for name, p in started.model.named_parameters()}
+            gradients.append(found | {"classifier": started.classifier.weight.grad})
         shots.add(batch.example_images.shape[1])
         for name in gradients[0]:
             torch.testing.assert_close(*(each[name] for each in gradients), atol=2e-6, rtol=1e-4)
@@ -136,3 +143,42 @@ def test_the_loader_keeps_the_order(workers, pack):
     assert len(found) == 4
     for step, batch in enumerate(found, start=2):
         assert torch.equal(batch.images, batches[step].images)
+
+
+def test_class_loss_is_cross_entropy_among_the_classes_of_the_set(pack):
+    """Worked out token by token; the classes of other sets, and unknown ones, have no part in it."""
+    batches = StepBatches(Pack(pack), dataclasses.replace(BASE, batch_size=8, shots={1: 1.0}, stitched=0.0), 8, Group())
+    batch, model = loop.prepare(batches[0], 8), make_model(BASE).eval()
+    count = sum(count for _, count in batches.sampler.spans.values())
+    classifier = make_classifier(model, count, torch.Generator().manual_seed(0))
+    weights = class_weights(batch)
+    assert 0 < (weights > 0).sum() < weights.numel() and len({*map(tuple, batch.spans.tolist())}) > 1
+    tokens = []
+    hook = model.blocks[4].norm1.register_forward_hook(lambda module, inputs, output: tokens.append(output))
+    with ClassLoss(model, classifier) as naming:
+        batch.paint(model)
+        found = naming(batch, weights)
+    hook.remove()
+    query, example = (next(each for each in tokens if each.ndim == ndim) for ndim in (3, 4))
+    total, weighed = 0.0, 0.0
+    for b, v, place in (weights > 0).nonzero().tolist():
+        first, many = batch.spans[b].tolist()
+        scores = classifier(query[b, place] if v == 1 else example[b, v, place])[first : first + many]
+        known = batch.classes[b, v, place]
+        total += weights[b, v, place] * (scores.logsumexp(0) - scores[known])
+        weighed += 0.25 if known == 0 else 1.0
+    torch.testing.assert_close(found, total / weighed)
+    found.backward()
+    assert model.blocks[3].mlp.fc2.weight.grad.abs().sum() > 0 and model.blocks[5].mlp.fc2.weight.grad is None
+
+
+def test_mirrored_views_of_handed_sets_have_no_known_classes(pack):
+    """A mirrored left door looks like a right one."""
+    episodes = [EpisodeSampler(Pack(pack), BASE.mixture).draw(np.random.default_rng(5), (32, 32)) for _ in range(2)]
+    known = np.ones_like(episodes[0].labels)
+    episodes = [dataclasses.replace(episodes[0], handed=handed, classes=known) for handed in (True, False)] * 20
+    raw = collate(episodes, 8, np.random.default_rng(0))
+    assert raw.looks.flips[::2].any() and raw.looks.flips[1::2].any()
+    mirrored = raw.looks.flips.any(1)[::2]
+    assert (raw.classes[::2][mirrored] == 255).all() and (raw.classes[::2][~mirrored] == 1).all()
+    assert (raw.classes[1::2] == 1).all()

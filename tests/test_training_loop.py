@@ -108,6 +108,38 @@ def test_a_pause_and_how_often_to_look_change_nothing(pack, whole, tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "6"]
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
+def test_muon_and_the_class_loss_resume_exactly(pack, tmp_path):
+    config = dataclasses.replace(BASE, optimiser="muon", classes=(0.5, 0.2), steps=4)
+    train(config, pack, tmp_path / "whole")
+    train(dataclasses.replace(config, minutes=1e-9), pack, tmp_path / "paused")
+    assert state(tmp_path / "paused")["step"] == 1
+    train(config, pack, tmp_path / "paused")
+    assert same(state(tmp_path / "paused"), state(tmp_path / "whole"))
+    assert state(tmp_path / "whole")["classifier"]["weight"].abs().max() > 0.02
+    start, end = make_model(config).state_dict(), ic.load_model(tmp_path / "whole" / "model.safetensors").state_dict()
+    assert start.keys() == end.keys() and not any(torch.equal(start[k], end[k]) for k in start if "mlp" in k)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
+def test_muon_takes_the_matrices_of_the_blocks():
+    model = make_model(BASE)
+    adam, muon = make_optimiser(model, dataclasses.replace(BASE, optimiser="muon", layer_decay=0.9)).parts
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
+    parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert found == {f"blocks.{k}.{part}.weight" for k in range(6) for part in parts}
+    rest = [names[id(parameter)] for group in adam.param_groups for parameter in group["params"]]
+    assert sorted(rest) == sorted(set(names.values()) - found)
+    assert {group["scale"] for group in muon.param_groups} == {0.9**k for k in range(1, 7)}
+
+
+def test_muon_where_torch_has_none(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match="torch 2.9 or later.*use 'adamw'"):
+        make_optimiser(make_model(BASE), dataclasses.replace(BASE, optimiser="muon"))
+
+
 def test_a_finished_run_stays_as_it_is(pack, whole, monkeypatch):
     before = {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()}
     monkeypatch.setattr(loop, "_step", None)

@@ -49,6 +49,13 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
     pack.add_argument(
         "--segments", nargs="+", default=[], metavar="SET", help="sets whose ids mean nothing in another image"
     )
+    pack.add_argument(
+        "--numbered",
+        nargs="+",
+        default=[],
+        metavar="SET",
+        help="sets whose masks number the instances of one class",
+    )
     pack.add_argument("--handed", nargs="+", default=[], metavar="SET", help="sets whose classes tell left from right")
     pack.set_defaults(run=run_pack)
 
@@ -111,6 +118,7 @@ def run_pack(args: argparse.Namespace) -> int:
     from incontext.training.devkit_sources import ade_items, davis_items, voc_items
     from incontext.training.pack import Traits
     from incontext.training.pack_writer import fit_side, folder_items, limit_sets, write_pack
+    from incontext.training.sources import Numbered
 
     items = folder_items(args.data, args.sets) if args.data else []
     for read, sources in ((coco_items, args.coco), (panoptic_items, args.panoptic), (voc_items, args.voc)):
@@ -120,9 +128,11 @@ def run_pack(args: argparse.Namespace) -> int:
     if args.limit:
         items = limit_sets(items, args.limit)
     segments, handed = {*args.segments, *(source[0] for source in args.davis)}, set(args.handed)
-    unknown = sorted((segments | handed) - {item.set for item in items})
+    numbered = set(args.numbered)
+    unknown = sorted((segments | handed | numbered) - {item.set for item in items})
     if unknown:
         raise ValueError(f"unknown sets {unknown}; the sources hold {sorted({item.set for item in items})}")
+    items = [dataclasses.replace(item, read=Numbered(item.read)) if item.set in numbered else item for item in items]
     traits = {name: Traits(name in segments, name in handed) for name in segments | handed}
     side = fit_side(items, int(args.fit * 2**20), args.quality) if args.fit and items else args.side
     pack = write_pack(items, args.output, side=side, quality=args.quality, traits=traits)

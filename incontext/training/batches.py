@@ -49,6 +49,8 @@ class RawBatch:
         looks: how the views are changed.
         corrected: (B,) bool, whether the model paints twice.
         seeds: (B,) int64, for what is drawn later.
+        classes: (B, V, H, W) uint8, the ids of the sets; 255 where unknown.
+        spans: (B, 2) int64, first and count of an episode's ids among those of all sets.
         kinds: a kind for each query.
     """
 
@@ -59,6 +61,8 @@ class RawBatch:
     looks: Looks
     corrected: Tensor
     seeds: Tensor
+    classes: Tensor
+    spans: Tensor
     kinds: tuple[str, ...]
 
     def to(self, device: torch.device) -> RawBatch:
@@ -90,6 +94,9 @@ class Batch:
         colours: (B, K + 1, 3) in normalised space; the first is black. Unused slots repeat black.
         corrected: (B,) bool.
         seeds: (B,) int64.
+        classes: (B, V, h * w) int64, the set's own id in the middle of each patch of every view, the query last; 255
+            where unknown.
+        spans: (B, 2) int64, as in `RawBatch`.
         kinds: a kind for each query.
         unsaid: grey level of what is not said in a patch that is shown, 0..255.
     """
@@ -105,6 +112,8 @@ class Batch:
     colours: Tensor
     corrected: Tensor
     seeds: Tensor
+    classes: Tensor
+    spans: Tensor
     kinds: tuple[str, ...]
     unsaid: int
 
@@ -170,7 +179,7 @@ def collate(
     rngs = [rngs] * len(episodes) if isinstance(rngs, np.random.Generator) else list(rngs)
     most = max(episode.count for episode in episodes)
     tables = np.zeros((len(episodes), most + 1, 3), np.uint8)
-    said, looks, corrected, seeds = [], [], [], []
+    said, looks, corrected, seeds, classes = [], [], [], [], []
     for table, episode, rng in zip(tables, episodes, rngs, strict=True):
         seeds.append(int(rng.integers(2**62)))
         table[1 : episode.count + 1] = random_colours(episode.count, torch.Generator().manual_seed(seeds[-1]))[0]
@@ -182,6 +191,10 @@ def collate(
             told = _blocks(rng, episode.labels[-1], patch_size)
         said.append(np.full(episode.labels.shape[1:], UNSAID, np.uint8) if told is None else told)
         corrected.append(rng.random() < telling.corrected)
+        known = episode.classes
+        if known is None or (episode.handed and looks[-1].flips.any()):  # mirrored, a left door is a right one
+            known = np.full_like(episode.labels, IGNORE_ID)
+        classes.append(known)
     return RawBatch(
         images=torch.from_numpy(np.stack([episode.images for episode in episodes])),
         labels=torch.from_numpy(np.stack([episode.labels for episode in episodes])),
@@ -190,6 +203,8 @@ def collate(
         looks=Looks.stack(looks),
         corrected=torch.tensor(corrected),
         seeds=torch.tensor(seeds),
+        classes=torch.from_numpy(np.stack(classes)),
+        spans=torch.tensor([episode.span for episode in episodes]),
         kinds=tuple(episode.kind for episode in episodes),
     )
 
@@ -217,6 +232,7 @@ def prepare(raw: RawBatch, patch_size: int, unsaid: int = 0) -> Batch:
     images = mirror(rearrange(raw.images, "b v h w c -> b v c h w").float(), flips)
     images = normalise(rearrange(recolour(images, raw.looks), "b v c h w -> b v h w c"))
     labels, said = mirror(raw.labels, flips), mirror(raw.said, flips[:, -1])
+    middles = mirror(raw.classes, flips)[..., patch_size // 2 :: patch_size, patch_size // 2 :: patch_size]
     colours = normalise(raw.tables[:, None])[:, :, 0].transpose(1, 2)
     targets = paint(labels, colours)
     batch = Batch(
@@ -231,6 +247,8 @@ def prepare(raw: RawBatch, patch_size: int, unsaid: int = 0) -> Batch:
         colours=colours,
         corrected=raw.corrected,
         seeds=raw.seeds,
+        classes=middles.flatten(2).long(),
+        spans=raw.spans,
         kinds=raw.kinds,
         unsaid=unsaid,
     )

@@ -13,6 +13,7 @@ from incontext.training.batches import Telling
 from incontext.training.episodes import Mixture
 
 TRAINABLE = ("all", "head", "low-rank")
+OPTIMISERS = ("adamw", "muon")
 
 _WITHOUT_EFFECT = ("evaluate_every", "minutes", "micro_batch", "checkpointing")
 
@@ -37,14 +38,17 @@ class TrainConfig:
         learning_rate: peak. It rises linearly over `warmup` steps, stays, and falls to 0 along a cosine over the last
             `decay` share of the steps. decay = 1 is the usual cosine.
         layer_decay: factor of the learning rate from each block to the one below it; 1 treats all alike.
-        weight_decay: AdamW's, on matrices only.
+        optimiser: "adamw", or "muon" for the matrices of the blocks, which then learn in fewer steps.
+        weight_decay: on matrices only.
         clip: largest norm of the gradient.
         ema: decay of the averaged weights, which are the ones saved.
         beta: of the smooth-L1 loss.
         balance: (at the start, at the end) weight of the class-balanced loss against the published one, 0..1.
         matching: (at the start, at the end) weight of the `MatchingLoss`.
+        classes: (at the start, at the end) weight of the `ClassLoss`.
         prompted, partial, corrected, unsaid: see `Telling`.
-        views, pasted, rendered, frames, segments, stitched, largest_count, weights: see `Mixture`.
+        views, pasted, rendered, frames, segments, stitched, largest_count, recolouring, smallest_crop, weights: see
+            `Mixture`.
         seed: of everything.
         evaluate_every: steps between evaluations, which also write a checkpoint. 0: only at the end.
         precision: "fp32" or "bf16" (autocast).
@@ -69,12 +73,14 @@ class TrainConfig:
     warmup: int = 200
     decay: float = 0.3
     layer_decay: float = 1.0
+    optimiser: str = "adamw"
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.998
     beta: float = 0.1
     balance: tuple[float, float] = (1.0, 0.5)
     matching: tuple[float, float] = (1.0, 0.1)
+    classes: tuple[float, float] = (0.0, 0.0)
     prompted: float = 0.25
     partial: float = 0.15
     corrected: float = 0.1
@@ -86,6 +92,8 @@ class TrainConfig:
     segments: float = 0.05
     stitched: float = 0.1
     largest_count: int = 8
+    recolouring: float = 1.0
+    smallest_crop: float = 0.35
     weights: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     evaluate_every: int = 500
@@ -93,10 +101,11 @@ class TrainConfig:
     minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("size", "balance", "matching"):  # JSON has lists
+        for name in ("size", "balance", "matching", "classes"):  # JSON has lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "shots", {int(n): float(share) for n, share in self.shots.items()})
-        for name, known in (("precision", ("fp32", "bf16")), ("trainable", TRAINABLE)):
+        choices = {"precision": ("fp32", "bf16"), "trainable": TRAINABLE, "optimiser": OPTIMISERS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if not self.init and self.preset not in PRESETS:
@@ -122,6 +131,10 @@ class TrainConfig:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share of the episodes, 0 to 1, got {getattr(self, name)}")
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"smallest_crop is a share of an image, above 0 and at most 1, got {self.smallest_crop}")
+        if self.recolouring < 0:
+            raise ValueError(f"recolouring must be 0 or more, got {self.recolouring}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if not 0 <= self.unsaid <= 255:

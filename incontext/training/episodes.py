@@ -37,7 +37,10 @@ class Episode:
         kind: "semantic" or "instance".
         source: where it came from, for logs.
         handed: left and right mean something, so its views are mirrored together or not at all.
-        strength: of the colour changes that it may get, 0..1. At 0 it is not mirrored either.
+        strength: of the colour changes that it may get; 1 is the usual. At 0 it is not mirrored either.
+        classes: uint8 (N + 1, S, S), the ids that the set itself gives, where they mean the same in all its images; or
+            None. 255 is ignored.
+        span: (first, count) of the set's ids among those of all sets; see `EpisodeSampler.spans`.
     """
 
     images: np.ndarray
@@ -47,6 +50,8 @@ class Episode:
     source: str
     handed: bool = False
     strength: float = 1.0
+    classes: np.ndarray | None = None
+    span: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Mixture:
         segments: share of episodes with views of one image, cut into segments without labels.
         stitched: share of episodes in which several of the above stand side by side under one colour map.
         largest_count: the most things painted in one episode.
+        recolouring: factor of the colour changes of every view, 0 or more.
+        smallest_crop: share of an image that a view shows at least.
         augment: whether views are cropped, mirrored and recoloured at random. Validation does not.
     """
 
@@ -73,11 +80,18 @@ class Mixture:
     segments: float = 0.05
     stitched: float = 0.1
     largest_count: int = 8
+    recolouring: float = 1.0
+    smallest_crop: float = 0.35
     augment: bool = True
 
 
 class EpisodeSampler:
-    """Draws episodes from a pack; the same generator state gives the same episode."""
+    """Draws episodes from a pack; the same generator state gives the same episode.
+
+    Attributes:
+        spans: the name of each set whose ids mean the same in all its images -> (first, count): where its ids,
+            background included, lie in a numbering of the ids of all such sets.
+    """
 
     def __init__(self, pack: Pack, mixture: Mixture) -> None:
         """Indexes the pack by set, class and video.
@@ -96,6 +110,9 @@ class EpisodeSampler:
                 self._index(name, indexes)
         if not self.labelled and mixture.rendered + mixture.segments <= 0:
             raise ValueError(f"{pack.path}: no set with masks is left to draw episodes from")
+        self.spans: dict[str, tuple[int, int]] = {}
+        for name, classes in self.by_class.items():
+            self.spans[name] = (sum(count for _, count in self.spans.values()), 1 + max(classes))
         self._sources = {
             self._rendered: mixture.rendered,
             self._pasted: mixture.pasted if self.with_instances else 0.0,
@@ -203,15 +220,17 @@ class EpisodeSampler:
         kind: str,
         source: str,
     ) -> Episode | None:
-        augment = self.mixture.augment
+        augment, named = self.mixture.augment, source in self.spans
         for _ in range(_TRIES):
-            views, labels = [], []
+            views, labels, classes = [], [], []
             for record, ids in zip(records, maps, strict=True):
-                full = (0.0, 0.0, float(ids.shape[1]), float(ids.shape[0]))
-                box = random_box(rng, ids.shape) if augment and (wanted is None or rng.random() < 0.8) else full
-                view, (view_ids,) = crop(record.image, [ids], box, size)
+                box = (0.0, 0.0, float(ids.shape[1]), float(ids.shape[0]))
+                if augment and (wanted is None or rng.random() < 0.8):
+                    box = random_box(rng, ids.shape, (self.mixture.smallest_crop, 1.0))
+                view, (view_ids, *view_classes) = crop(record.image, [ids, record.labels][: 1 + named], box, size)
                 views.append(view)
                 labels.append(view_ids)
+                classes += view_classes
             chosen = self._choose(rng, labels, wanted)
             if chosen:
                 break
@@ -219,7 +238,17 @@ class EpisodeSampler:
             return None
         handed = source in self.pack.sets and self.pack.traits(source).handed
         ids = np.stack([_relabel(each, chosen) for each in labels])
-        return Episode(np.stack(views), ids, len(chosen), kind, source, handed, float(augment))
+        return Episode(
+            np.stack(views),
+            ids,
+            len(chosen),
+            kind,
+            source,
+            handed,
+            strength=self._strength,
+            classes=_known(np.stack(classes), self.spans[source][1]) if named else None,
+            span=self.spans.get(source, (0, 1)),
+        )
 
     def _choose(self, rng: np.random.Generator, labels: Sequence[np.ndarray], wanted: int | None) -> list[int]:
         """Picks which ids are painted: some that the examples show, at least one of them in the query too.
@@ -252,7 +281,7 @@ class EpisodeSampler:
             return None
         views = np.stack([scene.image for scene in scenes])
         ids = np.stack([_relabel(each, chosen) for each in labels])
-        return Episode(views, ids, len(chosen), "semantic", "scenes", strength=0.5 * self.mixture.augment)
+        return Episode(views, ids, len(chosen), "semantic", "scenes", strength=0.5 * self._strength)
 
     def _pasted(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
         """The same cut-out objects, posed anew on another background in every view."""
@@ -275,7 +304,7 @@ class EpisodeSampler:
         if not set(keep) & set(_shares(labels[-1])):
             return None
         ids = np.stack([_relabel(each, keep) for each in labels])
-        return Episode(np.stack(views), ids, len(keep), "instance", "pasted", strength=0.7 * self.mixture.augment)
+        return Episode(np.stack(views), ids, len(keep), "instance", "pasted", strength=0.7 * self._strength)
 
     def _stitched(self, rng: np.random.Generator, size: tuple[int, int], shots: int) -> Episode | None:
         """Several episodes side by side. A thing of one is no less wanted for standing beside those of another."""
@@ -299,6 +328,10 @@ class EpisodeSampler:
         handed, strength = any(p.handed for p in parts), min(p.strength for p in parts)
         return Episode(np.stack(views), ids, len(chosen), kind, "stitched", handed, strength)
 
+    @property
+    def _strength(self) -> float:
+        return self.mixture.recolouring * self.mixture.augment
+
     def _pick_set(self, rng: np.random.Generator, sets: Mapping[str, object]) -> str:
         names = list(sets)
         weights = np.array([self.mixture.weights.get(name, 1.0) for name in names])
@@ -310,6 +343,11 @@ def _shares(ids: np.ndarray) -> dict[int, float]:
     counts = np.bincount(ids.ravel(), minlength=256)
     counts[[0, IGNORE_ID]] = 0
     return {int(id): counts[id] / ids.size for id in np.flatnonzero(counts >= SMALLEST * ids.size)}
+
+
+def _known(classes: np.ndarray, count: int) -> np.ndarray:
+    """Ids that no two images share are ignored: they have no place among those of all sets."""
+    return np.where(classes < count, classes, IGNORE_ID).astype(np.uint8)
 
 
 def _relabel(ids: np.ndarray, chosen: Sequence[int]) -> np.ndarray:

@@ -18,11 +18,12 @@ from incontext.model.config import PRESETS, SegGPTConfig
 from incontext.model.seggpt import SegGPT
 from incontext.model.zoo import find_entry, locate, pull
 from incontext.training.batches import Batch, RawBatch, prepare
+from incontext.training.class_loss import make_classifier
 from incontext.training.config import TrainConfig
 from incontext.training.distributed import Group, joined
 from incontext.training.loader import StepBatches, load
 from incontext.training.logs import RunLog
-from incontext.training.losses import correct_batch, losses, weigh
+from incontext.training.losses import Weights, correct_batch, losses, weigh
 from incontext.training.low_rank import merge
 from incontext.training.matching import start_as_similarity
 from incontext.training.optimiser import choose_trainable, make_optimiser, set_learning_rate, update_average
@@ -67,11 +68,12 @@ def train(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with joined(torch.device(device)) as (group, own_device):
-        state = _start(config, own_device)
+        model = make_model(config)
+        patch = model.config.patch_size
+        batches = StepBatches(Pack(train_pack), config, patch, group)
+        state = _start(config, model, batches.sampler.spans, own_device)
         if resume:
             state.resume(out / "state.pt", config)
-        patch = state.model.config.patch_size
-        batches = StepBatches(Pack(train_pack), config, patch, group)
         if group.leads:
             with replacing(out / "config.json") as draft:
                 draft.write_text(json.dumps(dataclasses.asdict(config), indent=1))
@@ -97,13 +99,16 @@ def make_model(config: TrainConfig) -> SegGPT:
     return model
 
 
-def _start(config: TrainConfig, device: torch.device) -> RunState:
-    model = make_model(config)
+def _start(config: TrainConfig, model: SegGPT, spans: Mapping[str, tuple[int, int]], device: torch.device) -> RunState:
     choose_trainable(model, config)
     model.activation_checkpointing = config.checkpointing
     model.to(device).train()
     average = copy.deepcopy(model).requires_grad_(False).eval()
-    return RunState(model, average, make_optimiser(model, config))
+    classifier = None
+    if max(config.classes) > 0 and spans:
+        count = sum(count for _, count in spans.values())
+        classifier = make_classifier(model, count, torch.Generator().manual_seed(config.seed)).to(device)
+    return RunState(model, average, make_optimiser(model, config, classifier), classifier)
 
 
 def _run(
@@ -148,17 +153,19 @@ def _step(config: TrainConfig, state: RunState, batch: Batch, group: Group) -> d
     set_learning_rate(state.optimiser, config, state.step)
     batch = correct_batch(model, batch, config)
     totals = group.sum(weigh(batch, config, progress).totals).clamp_min(1e-6)
-    model.zero_grad(set_to_none=True)
+    learning = state.learning
+    for parameter in learning:
+        parameter.grad = None
     shares: dict[str, Tensor] = {}
     for part in batch.split(config.micro_batch or len(batch)):
         weights = weigh(part, config, progress)
-        found = losses(model, part, weights, config, progress)
+        found = losses(model, part, weights, config, progress, state.classifier)
         # Means over parts of a batch count by what they are means of; then their sum is the mean over the whole.
-        weighted = {k: v * n for (k, v), n in zip(found.items(), weights.totals / totals, strict=False)}
+        parts = dict(zip(Weights._fields, weights.totals / totals, strict=True))
+        weighted = {name: value * parts[name] for name, value in found.items()}
         sum(weighted.values()).backward()
         for name, value in weighted.items():
             shares[name] = shares.get(name, 0) + value.detach()
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     group.sum_gradients(learning)
     nn.utils.clip_grad_norm_(learning, config.clip)
     state.optimiser.step()

@@ -7,30 +7,33 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from incontext.model.loss import smooth_l1
 from incontext.model.seggpt import SegGPT
 from incontext.training.batches import Batch, decode, pixel_weights
+from incontext.training.class_loss import ClassLoss, class_weights
 from incontext.training.config import TrainConfig
 from incontext.training.matching import MatchingLoss
 from incontext.training.prompts import correct
 
 
 class Weights(NamedTuple):
-    """Weights of a batch's pixels, each (B, 1, H, W).
+    """Weights of a batch's pixels and tokens, named as the losses are.
 
     Attributes:
-        painting: of the painting loss: 0 where something is said already, and where labels are ignored.
-        matching: of the matching loss.
+        loss: (B, 1, H, W), of the painting loss: 0 where something is said already, and where labels are ignored.
+        matching: (B, 1, H, W), of the matching loss.
+        classes: (B, V, l), of the class loss.
     """
 
-    painting: Tensor
+    loss: Tensor
     matching: Tensor
+    classes: Tensor
 
     @property
     def totals(self) -> Tensor:
-        """(2,): what each loss is averaged over."""
+        """(3,): what each loss is averaged over."""
         return torch.stack([weight.sum() for weight in self])
 
 
@@ -40,21 +43,33 @@ def weigh(batch: Batch, config: TrainConfig, progress: float) -> Weights:
     Painted are the patches of which nothing is said; and in those that are shown, the pixels beside what is said.
     """
     weight = pixel_weights(batch.labels, between(config.balance, progress))
-    return Weights(weight * batch.unknown, weight)
+    return Weights(weight * batch.unknown, weight, class_weights(batch))
 
 
-def losses(model: SegGPT, batch: Batch, weights: Weights, config: TrainConfig, progress: float) -> dict[str, Tensor]:
+def losses(
+    model: SegGPT,
+    batch: Batch,
+    weights: Weights,
+    config: TrainConfig,
+    progress: float,
+    classifier: nn.Linear | None = None,
+) -> dict[str, Tensor]:
     """Runs the model; returns the name of each loss -> its mean over this batch, times its factor in the sum."""
-    factor = between(config.matching, progress)
+    factor, naming_factor = between(config.matching, progress), between(config.classes, progress)
     # The head has no part in attention, and without examples there is nothing to match.
-    matches = factor > 0 and config.trainable != "head" and batch.example_images.shape[1] > 0
+    learns = config.trainable != "head"
+    matches = factor > 0 and learns and batch.example_images.shape[1] > 0
+    names = naming_factor > 0 and learns and classifier is not None and bool(weights.classes.any())
     with autocast(config, batch.query.device.type), contextlib.ExitStack() as stack:
         matching = stack.enter_context(MatchingLoss(model)) if matches else None
+        naming = stack.enter_context(ClassLoss(model, classifier)) if names else None
         painting = batch.paint(model)
         everywhere = torch.ones_like(batch.hidden)  # the weights say where
-        found = {"loss": smooth_l1(painting.float(), batch.target, everywhere, beta=config.beta, weight=weights[0])}
+        found = {"loss": smooth_l1(painting.float(), batch.target, everywhere, beta=config.beta, weight=weights.loss)}
         if matching:
             found["matching"] = factor * matching(batch, weights.matching)
+        if naming:
+            found["classes"] = naming_factor * naming(batch, weights.classes)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,26 +26,72 @@ def choose_trainable(model: SegGPT, config: TrainConfig) -> None:
         add_low_rank(model, config.rank, torch.Generator().manual_seed(config.seed))
 
 
-def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over the weights that learn.
+class Optimisers:
+    """Several optimisers that act as one.
+
+    Attributes:
+        parts: each with parameters of its own.
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all of them."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """Takes a step with each."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of all, in their order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state from `state_dict`."""
+        for part, each in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(each)
+
+
+def make_optimiser(
+    model: nn.Module, config: TrainConfig, classifier: nn.Module | None = None
+) -> torch.optim.Optimizer | Optimisers:
+    """The optimiser of the weights that learn.
 
     Weights of linear and convolution layers decay; tokens, positions, norms and biases do not. Each group has a
-    "scale" that its learning rate is multiplied by.
+    "scale" that its learning rate is multiplied by. With Muon (Jordan 2024, kellerjordan.github.io/posts/muon) the
+    matrices of the blocks take its orthogonal steps, scaled so that AdamW's rates suit them (arXiv 2502.16982); all
+    else is AdamW's.
+
+    Raises:
+        ValueError: if this version of torch has no Muon.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not any(token in name for token in _TOKENS)
+            turns = config.optimiser == "muon" and decays and parameter.ndim == 2 and name.startswith("blocks.")
             scale = config.layer_decay ** (model.config.depth + 1 - layer_of(name, model.config.depth))
-            groups.setdefault((scale, decays), []).append(parameter)
-    return torch.optim.AdamW(
-        [
+            groups.setdefault((scale, decays, turns), []).append(parameter)
+    options: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for (scale, decays, turns), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True):
+        options[turns].append(
             {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "scale": scale}
-            for (scale, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
-        ],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-    )
+        )
+    if classifier is not None:
+        options[False].append(
+            {"params": list(classifier.parameters()), "weight_decay": config.weight_decay, "scale": 1.0}
+        )
+    adam = torch.optim.AdamW(options[False], lr=config.learning_rate, betas=(0.9, 0.98))
+    if not options[True]:
+        return adam
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimiser 'muon' takes torch 2.9 or later, got {torch.__version__}; use 'adamw'")
+    muon = torch.optim.Muon(options[True], lr=config.learning_rate, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    return Optimisers(adam, muon)
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -54,7 +101,7 @@ def layer_of(name: str, depth: int) -> int:
     return depth + 1 if name.startswith(("norm.", *_HEAD)) else 0
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
+def set_learning_rate(optimiser: torch.optim.Optimizer | Optimisers, config: TrainConfig, step: int) -> float:
     """Sets the rate of every group for a step; returns that of the head."""
     rate = learning_rate(config, step)
     for group in optimiser.param_groups:

@@ -63,6 +63,23 @@ class MaskFiles:
         return labels, instances
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """Reads the maps of a set whose masks number the instances of one class.
+
+    Attributes:
+        read: reads the numbers as if they were class ids.
+    """
+
+    read: ReadMaps
+
+    def __call__(self, size: tuple[int, int]) -> Maps:
+        numbers, _ = self.read(size)
+        if numbers is None:
+            return None, None
+        return np.where(numbers == IGNORE_ID, IGNORE_ID, numbers > 0).astype(np.uint8), numbers
+
+
 def list_sets(root: str | Path) -> dict[str, list[Item]]:
     """Finds the sets below a folder, laid out as `incontext.labelled_folders` says, with or without masks.
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from incontext.atomic import replacing
 from incontext.model.seggpt import SegGPT
 from incontext.training.config import TrainConfig
+from incontext.training.optimiser import Optimisers
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +25,21 @@ class RunState:
         model: the weights that learn.
         average: the averaged weights, which are the ones saved for use.
         optimiser: with its moments.
+        classifier: of the `ClassLoss`, if there is one.
         step: how many steps are done.
     """
 
     model: SegGPT
     average: SegGPT
-    optimiser: torch.optim.Optimizer
+    optimiser: torch.optim.Optimizer | Optimisers
+    classifier: nn.Linear | None = None
     step: int = 0
+
+    @property
+    def learning(self) -> list[nn.Parameter]:
+        """The weights that learn."""
+        parts = (self.model, *([] if self.classifier is None else [self.classifier]))
+        return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
 
     def save(self, path: Path, config: TrainConfig) -> None:
         """Writes the state, atomically."""
@@ -40,6 +50,8 @@ class RunState:
             "optimiser": self.optimiser.state_dict(),
             "config": config.identity(),
         }
+        if self.classifier is not None:
+            content["classifier"] = self.classifier.state_dict()
         with replacing(path) as draft:
             torch.save(content, draft)
 
@@ -60,5 +72,7 @@ class RunState:
         self.model.load_state_dict(content["model"])
         self.average.load_state_dict(content["average"])
         self.optimiser.load_state_dict(content["optimiser"])
+        if self.classifier is not None:
+            self.classifier.load_state_dict(content["classifier"])
         self.step = content["step"]
         log.info("resumed at step %d", self.step)
