@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from incontext.appearance import KEYS, Appearance, Sample, detail_of, pixel_features
+from incontext.appearance_cache import AppearanceCache
 from incontext.decoding import Decoder
 from incontext.device import pick_device
 from incontext.image import ImageError, open_image, resize_image
@@ -29,9 +27,9 @@ from incontext.palette import DEFAULT_TEMPERATURE, Palette
 from incontext.picture_file import describe
 from incontext.prefetch import prefetch
 from incontext.prompt import ENSEMBLES, Prompt, Source, check_sources, resize_hints
-from incontext.refinement import Refinement, mean_side
-from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile, object_widths
-from incontext.types import Example, Segmentation
+from incontext.refinement import Refinement
+from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile
+from incontext.types import Segmentation
 
 _KEPT_PROMPTS = 4
 
@@ -53,21 +51,6 @@ class _Query:
     hints: np.ndarray | None = None
     given: np.ndarray | None = None
     image: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Looks:
-    """What the ids of a prompt look like.
-
-    Attributes:
-        width: of the objects, in patches.
-        detail: step at which images are looked at, in patches.
-        appearances: of ids that are shown together.
-    """
-
-    width: float
-    detail: float
-    appearances: tuple[Appearance, ...]
 
 
 class Predictor:
@@ -135,9 +118,9 @@ class Predictor:
         self._given_temperature = temperature
         self.refine = model.config.refine if refine is None else bool(refine)
         self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
-        self._appearances: weakref.WeakKeyDictionary[Prompt, dict] = weakref.WeakKeyDictionary()
-        self._samples: weakref.WeakKeyDictionary[Example, dict] = weakref.WeakKeyDictionary()
-        self._widths: weakref.WeakKeyDictionary[Example, list[float]] = weakref.WeakKeyDictionary()
+        # Where paintings are, as the painter gives them.
+        painted_on = device if device.type == "cuda" else torch.device("cpu")
+        self._appearances = AppearanceCache(model.config.image_size, model.config.patch_size, painted_on)
 
     @property
     def model(self) -> nn.Module:
@@ -403,76 +386,8 @@ class Predictor:
         return decoder.finish(prompt.names, query.given)
 
     def refinement(self, image: np.ndarray, prompt: Prompt, tile: int | None = None, scale: float = 1.0) -> Refinement:
-        """What fits results to the looks of an image.
-
-        Args:
-            image: uint8 (H, W, 3).
-            prompt: whose examples it is compared with.
-            tile: side of the tiles that it is shown in, in pixels of the examples; None where it is shown whole.
-            scale: pixels of the image for one of the examples', in tiles.
-        """
-        patch = mean_side(self._patch(image.shape[:2], None if tile is None else tile * scale))
-        looks = self._looks(prompt, tile)
-        if not looks.appearances:
-            return Refinement(image, patch, self._decoding_device)
-        features = pixel_features(image, looks.detail * patch, self._decoding_device)
-        found = tuple(each.find(features) for each in looks.appearances)
-        return Refinement(image, looks.detail * patch, self._decoding_device, found, looks.width * patch)
-
-    def _looks(self, prompt: Prompt, tile: int | None) -> _Looks:
-        """What a prompt's ids look like at a scale; made once for each."""
-        kept = self._appearances.setdefault(prompt, {})
-        if tile not in kept:
-            own = self._patch(self.model.config.image_size, None)  # packs hold images of the model's input size
-            width = self._width(prompt, tile)
-            detail = detail_of(width) if tile is None else 1.0
-            looks = []
-            for group, examples, packs in prompt.groups():
-                ids = tuple(sorted(group))
-                samples = [
-                    Sample.of(*pair, ids, own, self._decoding_device, detail) for pack in packs for pair in pack.pairs()
-                ]
-                samples += [self._sample(each, ids, tile, detail) for each in examples]
-                keys = KEYS if detail == 1 else KEYS // 2  # a finer query has more pixels
-                looks.append(Appearance.of(ids, samples, placed=tile is None, keys=keys))
-            kept[tile] = _Looks(width, detail, tuple(each for each in looks if each is not None))
-        return kept[tile]
-
-    def _width(self, prompt: Prompt, tile: int | None) -> float:
-        """How wide objects are, in patches: the median over ids and images, or the small ones among many would decide;
-        infinite without objects."""
-        own = mean_side(self._patch(self.model.config.image_size, None))
-        widths = [width / own for pack in prompt.packs for _, labels in pack.pairs() for width in object_widths(labels)]
-        for example in prompt.examples:
-            if example not in self._widths:
-                self._widths[example] = object_widths(example.labels)
-            patch = mean_side(self._patch(example.size, tile))
-            widths += [width / patch for width in self._widths[example]]
-        return float(np.median(widths)) if widths else math.inf
-
-    def _sample(self, example: Example, ids: tuple[int, ...], tile: int | None, detail: float) -> Sample:
-        """The pixels of an example; taken once, as the prompts of a video share most of their examples."""
-        kept = self._samples.setdefault(example, {})
-        if (ids, tile, detail) not in kept:
-            patch = self._patch(example.size, tile)
-            kept[ids, tile, detail] = Sample.of(
-                example.image, example.labels, ids, patch, self._decoding_device, detail
-            )
-        return kept[ids, tile, detail]
-
-    def _patch(self, size: tuple[int, int], tile: float | None) -> tuple[float, float]:
-        """(height, width) of a patch of the model in the pixels of an image that is shown whole, or in tiles."""
-        config = self.model.config
-        shown = size if tile is None else (tile, tile)
-        height, width = (
-            config.patch_size * side / pixels for side, pixels in zip(shown, config.image_size, strict=True)
-        )
-        return height, width
-
-    @property
-    def _decoding_device(self) -> torch.device:
-        """Where paintings are, as the painter gives them."""
-        return self.device if self.device.type == "cuda" else torch.device("cpu")
+        """What fits results to the looks of an image; see `AppearanceCache.refinement`."""
+        return self._appearances.refinement(image, prompt, tile, scale)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

@@ -218,6 +218,6 @@ def test_pairs_of_a_pack_are_its_pictures_and_ids():
     model = tiny()
     given = Example(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8), blocks(1, size=(32, 32)))
     named = Example(given.image, given.labels, {1: "one", 2: "two"})
-    ((image, labels),) = compile_pack(model, [named], "p").pairs()
+    ((image, labels),) = compile_pack(model, [named], "p").pairs
     assert np.array_equal(labels, given.labels)
     assert np.abs(image.astype(int) - given.image).max() <= 1

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from incontext.pack.prompt_pack import PackError, PromptPack, Scalar
+from incontext.pack.swatches import Swatches, pick_columns
 from incontext.pack.tokens import stack_tokens
 from incontext.palette import Palette, split_ids
 
@@ -142,8 +143,34 @@ def merge_packs(packs: Sequence[PromptPack], name: str) -> PromptPack:
         evaluation={f"{pack.name}: {key}": value for pack in packs for key, value in pack.evaluation.items()},
         tokens=stack_tokens([(len(pack.images), pack.tokens) for pack in packs]),
         pictures=torch.cat([pack.looks() for pack in packs]) if any(p.pictures is not None for p in packs) else None,
+        swatches=_join_swatches(joined, ids),
         **shared,
     )
+
+
+def _join_swatches(packs: Sequence[PromptPack], ids: tuple[int, ...]) -> Swatches | None:
+    """The swatches of packs with ids of their own, in the order of all ids; None unless all have alike ones."""
+    found = [pack.swatches for pack in packs]
+    if any(each is None for each in found):
+        return None
+    if len({each.detail for each in found}) > 1:
+        return None
+    count = min(each.features.shape[1] for each in found)
+    spread = [
+        Swatches(
+            each.features[:, :count],
+            torch.cat((each.values[:, :count, :1], pick_columns(each.values[:, :count, 1:], pack.ids, ids)), -1),
+            pick_columns(each.held, pack.ids, ids),
+            pick_columns(each.shown, pack.ids, ids),
+            each.scale,
+        )
+        for pack, each in zip(packs, found, strict=True)
+    ]
+    joined = {
+        name: torch.cat([getattr(each, name) for each in spread]) for name in ("features", "values", "held", "shown")
+    }
+    widths = sorted(each.width for each in found)
+    return Swatches(**joined, scale=torch.tensor([found[0].detail, widths[len(widths) // 2]]))
 
 
 def _slots(pack: PromptPack, ids: tuple[int, ...]) -> Tensor:

@@ -1,12 +1,14 @@
 """Prompt packs on disk: one safetensors file, with a card beside it.
 
-Tensors are "images", "masks", where they are learned "tokens" and "pictures", and where the prompt is kept encoded
-"cache.PASS.LAYER.key", ".value" and "cache.PASS.border". All else is one JSON object in the metadata. Nothing in a file
-is ever executed, and nothing is believed before it was checked.
+Tensors are "images", "masks", where they are learned "tokens" and "pictures", where pixels of more images are kept
+"swatches.FIELD", and where the prompt is kept encoded "cache.PASS.LAYER.key", ".value" and "cache.PASS.border". All
+else is one JSON object in the metadata. Nothing in a file is ever executed, and nothing is believed before it was
+checked.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -23,6 +25,7 @@ from incontext.model.seggpt import PromptCache
 from incontext.model.weight_files import CheckpointError, parse_json, write_safetensors
 from incontext.pack.card import card
 from incontext.pack.prompt_pack import PackError, PromptPack
+from incontext.pack.swatches import Swatches
 from incontext.palette import Palette
 
 FORMAT = 1
@@ -127,6 +130,8 @@ def _tensors(pack: PromptPack) -> dict[str, Tensor]:
     tensors = {"images": pack.images, "masks": pack.masks}
     optional = {"tokens": pack.tokens, "pictures": pack.pictures}
     tensors.update({name: tensor for name, tensor in optional.items() if tensor is not None})
+    if pack.swatches is not None:
+        tensors.update({f"swatches.{name}": tensor for name, tensor in vars(pack.swatches).items()})
     for index, cache in enumerate(pack.caches or ()):
         tensors[f"cache.{index}.border"] = cache.border
         for layer, kept in enumerate(cache.layers):
@@ -154,6 +159,10 @@ def _build(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> PromptPack:
         raise PackError(f"expected the tensors images and masks, got {sorted(tensors)[:5]}")
     images, masks = tensors.pop("images"), tensors.pop("masks")
     tokens, pictures = tensors.pop("tokens", None), tensors.pop("pictures", None)
+    kept = {f.name: tensors.pop(f"swatches.{f.name}", None) for f in dataclasses.fields(Swatches)}
+    lacking = sorted(name for name, tensor in kept.items() if tensor is None)
+    if 0 < len(lacking) < len(kept):
+        raise PackError(f"expected whole swatches, got none of their {lacking}")
     if tensors:
         raise PackError(f"holds tensors that no pack has: {sorted(tensors)[:5]}")
     return PromptPack(
@@ -173,6 +182,7 @@ def _build(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> PromptPack:
         evaluation=fields["evaluation"],
         tokens=tokens,
         pictures=pictures,
+        swatches=None if lacking else Swatches(**kept),
         caches=caches,
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from incontext.image import denormalise, normalise
 from incontext.model.seggpt import KINDS, PromptCache
+from incontext.pack.swatches import Swatches
 from incontext.palette import DEFAULT_TEMPERATURE, MAX_IDS, Palette
 
 ENSEMBLES = ("feature", "spatial")
@@ -62,6 +63,7 @@ class PromptPack:
             (N, layers, 2, heads, l, d), or None; see `incontext.pack.tokens`. For the feature ensemble alone.
         pictures: uint8 (N, 3, h, w), what learned images were at the start, or None: pixels of queries are compared
             with these, as learning leaves its traces on the others; see `incontext.appearance`.
+        swatches: pixels of more images than the pack shows, which queries are compared with instead; or None.
         caches: the encoded prompt of each pass (in `palettes`' colours, with its tokens), or None.
 
     Raises:
@@ -84,6 +86,7 @@ class PromptPack:
     evaluation: Mapping[str, Scalar] = field(default_factory=dict)
     tokens: Tensor | None = None
     pictures: Tensor | None = None
+    swatches: Swatches | None = None
     caches: tuple[PromptCache, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -157,6 +160,7 @@ class PromptPack:
             return self.images if self.pictures is None else self.pictures
         return denormalise(self.pixels()).round().clamp(0, 255).byte()
 
+    @cached_property
     def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """What the examples look like, uint8 (h, w, 3), with labels, int32 (h, w): the likeliest of shares."""
         slots = self.masks if self.masks.ndim == 3 else self.masks.argmax(1)
@@ -229,13 +233,39 @@ class PromptPack:
             _require(self.pictures.dtype == torch.uint8, "pictures", "uint8", self.pictures.dtype)
             shape = tuple(images.shape)
             _require(self.pictures.shape == shape, "pictures", f"shape {shape}", tuple(self.pictures.shape))
-        for name, tensor in (("images", images), ("masks", masks), ("tokens", self.tokens)):
+        for name, tensor in (("images", images), ("masks", masks), ("tokens", self.tokens), *self._check_swatches()):
             if tensor is None:
                 continue
             finite = bool(tensor.float().isfinite().all()) if tensor.is_floating_point() else True
             _require(finite, name, "finite numbers", "NaN or infinity")
         if self.caches is not None:
             _require(len(self.caches) == len(self.palettes), "caches", "one for each pass", len(self.caches))
+
+    def _check_swatches(self) -> list[tuple[str, Tensor]]:
+        """Makes sure that the swatches' shapes fit; returns them, named, for what all tensors must be."""
+        if self.swatches is None:
+            return []
+        found, classes = vars(self.swatches), len(self.ids)
+        fits = self.swatches.features.ndim == 3 and 0 not in self.swatches.features.shape
+        shape = tuple(self.swatches.features.shape)
+        _require(fits, "swatches", "features (N, n, f)", shape)
+        count, pixels, _ = shape
+        half, byte = torch.float16, torch.uint8
+        expected = {
+            "features": (shape, half),
+            "values": ((count, pixels, 1 + classes), half),
+            "held": ((count, classes), half),
+            "shown": ((count, classes), byte),
+            "scale": ((2,), torch.float32),
+        }
+        for name, wanted in expected.items():
+            _require(
+                (tuple(found[name].shape), found[name].dtype) == wanted, f"swatches.{name}", wanted, found[name].shape
+            )
+        _require(
+            bool((self.swatches.scale > 0).all()), "swatches.scale", "numbers above 0", self.swatches.scale.tolist()
+        )
+        return [(f"swatches.{name}", tensor) for name, tensor in found.items()]
 
 
 def slot_colours(ids: tuple[int, ...], palette: Palette) -> Tensor:

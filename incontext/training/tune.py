@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from incontext.appearance_cache import AppearanceCache
 from incontext.atomic import replacing
 from incontext.image import normalise
 from incontext.model.checkpoint import fingerprint
 from incontext.pack.prompt_pack import PackError, PromptPack, Scalar, slot_colours
+from incontext.pack.swatches import Swatches
 from incontext.pack.tokens import token_shape
 from incontext.palette import Palette, split_ids
 from incontext.training.learned_prompt import LearnedPrompt, frozen, paint
@@ -170,6 +172,7 @@ class _Run:
         pack = dataclasses.replace(
             self.best,
             temperature=temperature,
+            swatches=self._swatches(),
             made={**made, **fields},
             evaluation={**self.best.evaluation, **evaluation},
         )
@@ -177,6 +180,14 @@ class _Run:
             draw_curve(self.rows, self.folder / "curve.png")
             draw_before_after(self.model, self.real, pack, self.held, self.folder / "before-after.png")
         return pack
+
+    def _swatches(self) -> Swatches | None:
+        """Pixels of many images, where predictors compare with them."""
+        architecture = self.model.config
+        if not architecture.refine or self.config.tile is not None:
+            return None
+        looks = AppearanceCache(architecture.image_size, architecture.patch_size, torch.device("cpu"))
+        return looks.swatches(self.data.pairs(), len(self.ids))
 
     def _choose(self) -> Views:
         """The real examples to start from: the best alone on other images; each class in one of them, if it goes."""

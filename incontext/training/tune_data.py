@@ -121,6 +121,10 @@ class TuneData:
         """How many images there are to learn from."""
         return len(self._sources)
 
+    def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The images to learn from, uint8 (H, W, 3), with classes 1..K, 0, and negative where nothing is known."""
+        return [(image, np.where(slots == IGNORED, -1, slots.astype(np.int32))) for image, slots in self._sources]
+
     def draw(self, rng: np.random.Generator, count: int, wanted: Sequence[int], how: Augmentation) -> Views:
         """Draws training views.
 
