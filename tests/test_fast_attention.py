@@ -9,7 +9,11 @@ import torch
 from random_models import TINY, TINY_CACHED, random_inputs, random_model, random_painted
 
 from incontext.model import attention
+from incontext.model.fast_linear import _PRODUCT, gains_by_products, plain_product
+from incontext.model.inference import for_inference
 from incontext.model.seggpt import SegGPT
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
 CONFIGS = {
     "attending": TINY,
@@ -28,7 +32,23 @@ def model(request):
 def small(request, monkeypatch):
     """The bias is put together a few heads at a time, as for large models, or whole, as for small ones."""
     monkeypatch.setattr(attention, "_SMALL", request.param)
+    monkeypatch.setattr(attention, "gains_by_products", lambda dtype, device: False)
     return request.param
+
+
+@pytest.fixture(params=[1, 200], ids=["row by row", "some rows"])
+def product_calls(request, monkeypatch):
+    """Shapes of the products that the form made of them was computed by."""
+    calls = []
+
+    def spy(left, right, plus=None):
+        calls.append((*left.shape, len(right)))
+        return plain_product(left, right, plus)
+
+    monkeypatch.setattr(attention, "gains_by_products", lambda dtype, device: True)
+    monkeypatch.setattr(attention, "_SMALL", request.param)
+    monkeypatch.setattr(attention, "plain_product", spy)
+    return calls
 
 
 @pytest.fixture
@@ -100,6 +120,75 @@ def test_no_more_of_the_bias_is_held_than_there_are_threads(threads, kernel_call
     finally:
         torch.set_num_threads(before)
     assert max(shape[1] for shape in kernel_calls) == threads < TINY.heads
+
+
+@needs_onednn
+@pytest.mark.parametrize("count", [1, 2, 5])
+@torch.no_grad()
+def test_products_equal_plain(model, count, product_calls):
+    for size in ((32, 32), (24, 48)):
+        inputs = random_inputs(batch=2, count=count, size=size)
+        assert_same(model(*inputs), plain(model, *inputs))
+    assert bool(product_calls) == model.config.relative_position
+
+
+@needs_onednn
+@torch.no_grad()
+def test_products_equal_the_kernel(product_calls, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    attend = random_model().blocks[0].attn
+    query = torch.randn(2, 4, 32, 8, generator=generator)
+    key, value = (torch.randn(6, 4, 32, 8, generator=generator) for _ in range(2))  # three sets for each query
+    places = ((4, 4), slice(0, 8), slice(0, 8))
+    by_products = attend.mix(query, key, value, *places)
+    assert product_calls
+    monkeypatch.setattr(attention, "gains_by_products", lambda dtype, device: False)
+    by_kernel = attend.mix(query, key, value, *places)
+    for actual, expected in zip(by_products, by_kernel, strict=True):
+        assert_same(actual, expected)
+    canvases = torch.stack([attend.mix(query, key[i::3], value[i::3], *places).values for i in range(3)], 1)
+    assert_same(by_products.values, canvases.flatten(0, 1))
+
+
+@needs_onednn
+@torch.no_grad()
+def test_products_in_bfloat16_round_no_more_than_the_kernel(product_calls, monkeypatch):
+    """They keep scores in float32; with sharp attention the kernel's bias, which is rounded, shows."""
+    generator = torch.Generator().manual_seed(0)
+    attend = random_model().blocks[0].attn
+    exact = [torch.randn(1, 4, 32, 8, generator=generator).mul(3).bfloat16().float() for _ in range(3)]
+    places = ((4, 4), slice(0, 8), slice(0, 8))
+    expected = attend.attend(*exact, *places)
+    by_products = attend.attend(*(each.bfloat16() for each in exact), *places)
+    monkeypatch.setattr(attention, "gains_by_products", lambda dtype, device: False)
+    by_kernel = attend.attend(*(each.bfloat16() for each in exact), *places)
+    assert by_products.dtype == torch.bfloat16
+    products_off, kernel_off = ((each.float() - expected).abs().mean() for each in (by_products, by_kernel))
+    assert 0 < products_off < kernel_off
+
+
+@needs_onednn
+@pytest.mark.parametrize("turned", [False, True])
+@torch.no_grad()
+def test_a_plain_product_is_one(turned):
+    left, right, plus = torch.randn(7, 5), torch.randn(5, 9).T if turned else torch.randn(9, 5), torch.randn(7, 9)
+    assert_same(plain_product(left, right), left @ right.T)
+    assert_same(plain_product(left, right, plus), left @ right.T + plus)
+
+
+@pytest.mark.skipif(not gains_by_products(torch.float32, torch.device("cpu")), reason="oneDNN is not the faster here")
+@torch.no_grad()
+def test_large_models_are_computed_by_products(product_calls, monkeypatch):
+    monkeypatch.setattr(attention, "gains_by_products", gains_by_products)
+    model, inputs = random_model(), random_inputs(batch=1, count=2)
+    assert_same(for_inference(model)(*inputs), plain(model, *inputs))
+    assert product_calls
+
+
+def test_without_the_private_operation_nothing_gains(monkeypatch):
+    assert _PRODUCT is None or "binary" in _PRODUCT.overloads(), "this torch lacks it; the products are never used"
+    monkeypatch.setattr("incontext.model.fast_linear._PRODUCT", None)
+    assert not gains_by_products(torch.float32, torch.device("cpu"))
 
 
 @torch.no_grad()

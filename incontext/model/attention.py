@@ -1,9 +1,10 @@
 """Attention with the decomposed relative position bias, exact, in two forms.
 
 The plain form hands the whole bias to torch's `scaled_dot_product_attention`; it has gradients and runs everywhere.
-The fused form, for prediction on a CPU, never holds more of the bias than a few heads need (at ViT-L size 10 MB a head,
-which stays in cache), and tells the log-sum-exp of the scores too, so that attention to several sets of keys can be
-computed one by one and merged.
+The fused form, for prediction on a CPU, never holds more of the bias than stays in cache, and tells the log-sum-exp of
+the scores too, so that attention to several sets of keys can be computed one by one and merged. It is computed by
+torch's own kernel, a few heads at a time (at ViT-L size the bias of a head takes 10 MB), or, where oneDNN is faster,
+as products of matrices, some rows of a head at a time. The latter have their scores and softmax in float32 throughout.
 
 Shapes in comments: b rows of the batch, a heads, l tokens, d channels of a head; (h, w) patches of one half of the
 canvas.
@@ -11,6 +12,8 @@ canvas.
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,10 +22,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from incontext.model.config import SegGPTConfig
+from incontext.model.fast_linear import gains_by_products, plain_product
 
 # What `scaled_dot_product_attention` calls on a CPU. Only this form returns the log-sum-exp.
 _FLASH_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_SMALL = 2**20  # elements of a bias that is put together whole: 4 MB, which stays in cache
+_SMALL = 2**20  # elements of a bias that is put together at once: 4 MB, which stays in cache
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # float64 has its log-sum-exp rounded to float32
 
 
@@ -41,7 +45,7 @@ class Mixed(NamedTuple):
     """The outcome of attention to one set of keys, which can be merged with that to another."""
 
     values: Tensor  # (b, a, lq, d)
-    logsumexp: Tensor  # (b, a, lq), of the scores
+    logsumexp: Tensor | None  # (b, a, lq), of the scores
 
     def merge(self, other: Mixed) -> Tensor:
         """Returns (b, a, lq, d), attention to both sets of keys at once. Either may have 1 in place of b."""
@@ -96,19 +100,38 @@ class Attention(nn.Module):
         Returns:
             (b, lq, D), before the output projection.
         """
-        bias = self._bias(query, grid, rows, key_rows)
         if runs_fused(query):
-            values = _attend_fused(query, key, value, bias).values
-        else:
-            mask = None if bias is None else bias.whole()
-            mix = _attend_by_products if _gains_by_products(query) else F.scaled_dot_product_attention
-            values = mix(query, key, value, attn_mask=mask)
-        return join_heads(values)
+            return join_heads(self._mix(query, key, value, grid, rows, key_rows, sums=False).values)
+        bias = self._bias(query, grid, rows, key_rows)
+        mask = None if bias is None else bias.whole()
+        mix = _attend_by_products if _gains_by_products(query) else F.scaled_dot_product_attention
+        return join_heads(mix(query, key, value, attn_mask=mask))
 
     def mix(
         self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int], rows: slice, key_rows: slice
     ) -> Mixed:
-        """The same as `attend`, ready to be merged with attention to other keys. Only where it `runs_fused`."""
+        """The same as `attend`, ready to be merged with attention to other keys. Only where it `runs_fused`.
+
+        The query may have b rows beside (b n) rows of keys and values: each attends to its n sets of keys one by one.
+        """
+        return self._mix(query, key, value, grid, rows, key_rows, sums=True)
+
+    def _mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: tuple[int, int],
+        rows: slice,
+        key_rows: slice,
+        *,
+        sums: bool,
+    ) -> Mixed:
+        """Without `sums` there may be no log-sum-exp in the result."""
+        large = query[0, :, :, 0].numel() * key.shape[-2] > _SMALL
+        if self.rel_pos_h is not None and large and gains_by_products(query.dtype, query.device):
+            bias = self._bias(query.float(), grid, rows, key_rows)
+            return _attend_by_heads(query, key, value, bias, sums)
         return _attend_fused(query, key, value, self._bias(query, grid, rows, key_rows))
 
     def _bias(self, query: Tensor, grid: tuple[int, int], rows: slice, key_rows: slice) -> Bias | None:
@@ -148,6 +171,9 @@ def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Te
 
 def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> Mixed:
     """Attention whose bias is put together for a few heads at a time, in memory that is used again."""
+    sets = key.shape[0] // query.shape[0]
+    if sets > 1:
+        query, bias = spread(query, sets), bias and Bias(*(spread(part, sets) for part in bias))
     if bias is None:
         return Mixed(*_FLASH_CPU(query, key, value))
     batch, heads, length, width = query.shape
@@ -166,6 +192,42 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) 
             masked = masked.flatten(3, 4).flatten(1, 2)[None]
             values[part], logsumexp[part] = _FLASH_CPU(query[part], key[part], value[part], attn_mask=masked)
     return Mixed(values, logsumexp)
+
+
+def _attend_by_heads(query: Tensor, key: Tensor, value: Tensor, bias: Bias, sums: bool) -> Mixed:
+    """Attention as products of matrices, for some rows of a head at a time: bias, scores and softmax stay in cache.
+
+    Args:
+        query: (b, a, lq, d).
+        key, value: (b n, a, lk, d).
+        bias: that of the query's b rows, in float32.
+        sums: tell the log-sum-exp.
+    """
+    batch, heads, length, width = query.shape
+    sets, (h, w) = key.shape[0] // batch, bias.rows.shape[2:4]
+    most = max(1, _SMALL // (w * key.shape[2]))  # rows of the grid at once
+    step = math.ceil(h / math.ceil(h / most))
+    mask = bias.rows.new_empty(step, w, bias.rows.shape[-1], bias.columns.shape[-1])
+    scaled, keys, kept = (query.float() * width**-0.5).contiguous(), key.float().contiguous(), value.contiguous()
+    values = query.new_empty(len(key), length, heads, width).transpose(1, 2)  # so that heads join without a copy
+    logsumexp = mask.new_empty(len(key), heads, length) if sums else None
+    for b, a, top in itertools.product(range(batch), range(heads), range(0, h, step)):
+        rows, columns = (part[b, a, top : top + step] for part in bias)
+        masked = torch.add(rows[..., None], columns[..., None, :], out=mask[: len(rows)]).flatten(2, 3).flatten(0, 1)
+        tokens = slice(top * w, (top + step) * w)
+        for each in range(b * sets, (b + 1) * sets):
+            scores = plain_product(scaled[b, a, tokens], keys[each, a], masked)
+            peak = scores.amax(-1) if sums else None
+            shares = torch.softmax(scores, -1, out=scores)
+            if sums:  # the largest share is 1 / sum(exp(score - peak))
+                logsumexp[each, a, tokens] = peak - shares.amax(-1).log_()
+            values[each, a, tokens] = plain_product(shares.to(value.dtype), kept[each, a].T)
+    return Mixed(values, logsumexp)
+
+
+def spread(tokens: Tensor, count: int) -> Tensor:
+    """(b, ...) to ((b n), ...), without a copy where b is 1."""
+    return tokens[:, None].expand(-1, count, *[-1] * (tokens.ndim - 1)).flatten(0, 1)
 
 
 def _resize_table(table: Tensor, length: int) -> Tensor:

@@ -26,6 +26,29 @@ def gains_by_packing(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype is torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+def gains_by_products(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether attention of this type is faster on this machine by `plain_product` than by torch's own kernel."""
+    if _PRODUCT is None or "binary" not in _PRODUCT.overloads():
+        return False
+    return all(gains_by_packing(each, device) for each in (torch.float32, dtype))
+
+
+def plain_product(left: Tensor, right: Tensor, plus: Tensor | None = None) -> Tensor:
+    """left @ right.T + plus, by oneDNN. Only where it `gains_by_products`.
+
+    Args:
+        left: (l, d), contiguous: anything else is computed right, but very slowly.
+        right: (r, d), contiguous, or the transpose of such a matrix.
+        plus: (l, r), contiguous; added before the result is written.
+
+    Returns:
+        (l, r).
+    """
+    if plus is None:
+        return _PRODUCT(left, right, None, "none", [], "")
+    return _PRODUCT.binary(left, plus, right, None, "add")
+
+
 def computes_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16 (AVX512-BF16 or AMX); others are slower at them."""
     found = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

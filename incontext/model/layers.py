@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from incontext.model.attention import Attention, join_heads, runs_fused
+from incontext.model.attention import Attention, join_heads, runs_fused, spread
 from incontext.model.config import SegGPTConfig
 
 
@@ -157,21 +157,17 @@ class Block(nn.Module):
         """The same as `_mix_canvases`, of parts: the query's attention to itself is computed once for all canvases."""
         h, w = grid
         n, start = shown[0].shape[1], h - shown[0].shape[-2] // w
-        rows, above, below = slice(start, h), slice(0, h), slice(h, 2 * h)
-        query, key, value = (each.flatten(0, 1) for each in shown)
-        own_key, own_value = (_spread(each, n) for each in own[1:])
-        to_examples = self.attn.mix(query, key, value, grid, rows, above)
-        to_query = self.attn.mix(query, own_key, own_value, grid, rows, below)
-        mixed_examples = join_heads(to_examples.merge(to_query)).unflatten(0, (-1, n))
-        return self._mix_query(own, shown[1], shown[2], grid), mixed_examples
+        key, value = (_stack_canvas(e, q) for e, q in zip(shown[1:], own[1:], strict=True))
+        mixed_examples = self.attn.attend(shown[0].flatten(0, 1), key, value, grid, slice(start, h), slice(0, 2 * h))
+        return self._mix_query(own, shown[1], shown[2], grid), mixed_examples.unflatten(0, (-1, n))
 
     def _mix_query(self, own: tuple[Tensor, ...], key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
         """The query's attention to itself, once, and to each example (b, n, a, l, d), averaged: (b, l, D)."""
         h, _ = grid
         n, above, below = key.shape[1], slice(0, h), slice(h, 2 * h)
         to_itself = self.attn.mix(*own, grid, below, below)
-        to_itself = type(to_itself)(*(_spread(each, n) for each in to_itself))
-        to_examples = self.attn.mix(_spread(own[0], n), key.flatten(0, 1), value.flatten(0, 1), grid, below, above)
+        to_itself = type(to_itself)(*(spread(each, n) for each in to_itself))
+        to_examples = self.attn.mix(own[0], key.flatten(0, 1), value.flatten(0, 1), grid, below, above)
         return join_heads(to_examples.merge(to_itself)).unflatten(0, (-1, n)).mean(1)
 
     def _finish(self, halves: tuple[Tensor, ...], attended: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -197,8 +193,3 @@ def _stack_canvas(examples: Tensor, query: Tensor) -> Tensor:
     """Stacks each example (b, n, a, l, d) above its query (b, a, l, d): ((b n), a, 2l, d)."""
     query = repeat(query, "b a l d -> b n a l d", n=examples.shape[1])
     return torch.cat((examples.to(query.dtype), query), dim=-2).flatten(0, 1)
-
-
-def _spread(tokens: Tensor, count: int) -> Tensor:
-    """(b, ...) to ((b n), ...), without a copy where b is 1."""
-    return tokens[:, None].expand(-1, count, *[-1] * (tokens.ndim - 1)).flatten(0, 1)
