@@ -57,6 +57,87 @@ class Painter:
         self._conditions: weakref.WeakKeyDictionary[Prompt, dict[tuple, _Condition]] = weakref.WeakKeyDictionary()
         self._encoded: weakref.WeakKeyDictionary[Source, dict[tuple, PromptCache]] = weakref.WeakKeyDictionary()
 
+    def paint_passes(
+        self, crops: np.ndarray, prompt: Prompt, manner: Manner, *, hints: np.ndarray | None = None
+    ) -> list[Tensor]:
+        """Paints crops of queries that are shown whole, in all passes of a prompt.
+
+        Passes that show the same images are painted together, as many as go through the model at once.
+
+        Args:
+            crops, prompt, manner, hints: as in `paint`.
+
+        Returns:
+            What `paint` gives, for each pass.
+        """
+        together = self._alike(prompt, manner, max(1, manner.batch_size // len(crops))) if hints is None else []
+        painted: dict[int, Tensor] = {}
+        for indexes in together:
+            painted |= zip(indexes, self._paint_together(crops, prompt, indexes, manner), strict=True)
+        for index in range(len(prompt.palettes)):
+            if index not in painted:
+                painted[index] = self.paint(crops, prompt, index, manner, hints=hints)
+        return [painted[index] for index in range(len(prompt.palettes))]
+
+    def _alike(self, prompt: Prompt, manner: Manner, most: int) -> list[list[int]]:
+        """Numbers of passes that can be painted together, at least two and at most so many each."""
+        model = self.model
+        if not isinstance(model, SegGPT) or model.config.examples_attend_query or most < 2:
+            return []
+        groups: dict[tuple, list[int]] = {}
+        for index in range(len(prompt.palettes)):
+            if prompt.cache(index, ensemble=manner.ensemble, kind=manner.kind) is None:
+                key = (
+                    prompt.shown(index),
+                    tuple((pack, *pack.kept(prompt.palettes[index])) for pack in prompt.shown_packs(index)),
+                )
+                groups.setdefault(key, []).append(index)
+        parts = [group[k : k + most] for key, group in groups.items() if any(key) for k in range(0, len(group), most)]
+        return [part for part in parts if len(part) > 1]
+
+    @torch.inference_mode()
+    def _paint_together(self, crops: np.ndarray, prompt: Prompt, indexes: list[int], manner: Manner) -> Tensor:
+        """The passes of one group from `_alike`: (passes, views, n, 3, h, w)."""
+        views = []
+        for mirrored in (False, True) if manner.flip else (False,):
+            caches = self._encode_together(prompt, indexes, manner, mirrored)
+            if any(each.target is None for each in caches):
+                return torch.stack([self.paint(crops, prompt, index, manner) for index in indexes])
+            paintings = []
+            for start in range(0, len(crops), manner.batch_size):
+                images = normalise(torch.from_numpy(crops[start : start + manner.batch_size]))
+                images = self._place(images.flip(-1) if mirrored else images)
+                with _evaluating(self.model):
+                    painting = self.model.forward_passes(images, caches)
+                painting = denormalise(painting.flatten(0, 1)).unflatten(0, painting.shape[:2])
+                paintings.append(painting.flip(-1) if mirrored else painting)
+            views.append(torch.cat(paintings, 1))
+        painted = torch.stack(views, 1)
+        return painted if painted.device.type == "cuda" else painted.cpu()
+
+    def _encode_together(self, prompt: Prompt, indexes: list[int], manner: Manner, mirrored: bool) -> list[PromptCache]:
+        """The caches of passes that show the same images; those that are not kept yet are encoded in one batch."""
+        kept = self._conditions.setdefault(prompt, {})
+        keys = {index: (index, manner.ensemble, manner.kind, None, mirrored) for index in indexes}
+        missing = [index for index in indexes if keys[index] not in kept]
+        if prompt.apart and manner.ensemble == "feature":
+            missing = []  # these are encoded source by source
+        if len(missing) > 1:
+            pairs = [
+                prompt.canvases(index, self.model.config.image_size, ensemble=manner.ensemble) for index in missing
+            ]
+            images, targets = (self._place(torch.cat(each)) for each in zip(*pairs, strict=True))
+            if mirrored:
+                images, targets = images.flip(-1), targets.flip(-1)
+            with _evaluating(self.model):
+                caches = self.model.encode_prompt(images, targets, kind=manner.kind).split()
+            for index, cache in zip(missing, caches, strict=True):
+                tokens = prompt.tokens(index, ensemble=manner.ensemble)
+                if tokens is not None:
+                    cache = add_tokens(cache, self._place(tokens), mirrored=mirrored)
+                kept[keys[index]] = _Condition(cache=cache)
+        return [self._condition(prompt, index, manner, None, mirrored).cache for index in indexes]
+
     @torch.inference_mode()
     def paint(
         self,

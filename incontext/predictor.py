@@ -357,7 +357,7 @@ class Predictor:
         bounded."""
         whole = [query for query in queries if isinstance(query, _Query) and query.layout.tile is None]
         passes = range(len(prompt.palettes))
-        painted = [self._paint(whole, prompt, index, manner) for index in passes] if whole else []
+        painted = self._paint_whole(whole, prompt, manner) if whole else []
         done = 0
         for query in queries:
             if isinstance(query, ImageError):
@@ -367,13 +367,17 @@ class Predictor:
                 done += 1
                 yield self._decode(query, prompt, (views[:, at] for views in painted))
             else:
-                yield self._decode(query, prompt, (self._paint([query], prompt, index, manner) for index in passes))
+                yield self._decode(query, prompt, (self._paint_tiles(query, prompt, index, manner) for index in passes))
 
-    def _paint(self, queries: Sequence[_Query], prompt: Prompt, index: int, manner: Manner) -> Tensor:
-        """Paintings of all crops of queries that have the same tile: (views, n, 3, h, w) in 0..255."""
+    def _paint_whole(self, queries: Sequence[_Query], prompt: Prompt, manner: Manner) -> list[Tensor]:
+        """Paintings of queries that are shown whole, for each pass (views, n, 3, h, w) in 0..255."""
         crops = np.concatenate([query.crops for query in queries])
         hints = None if queries[0].hints is None else np.concatenate([query.hints for query in queries])
-        return self._painter.paint(crops, prompt, index, manner, tile=queries[0].layout.tile, hints=hints)
+        return self._painter.paint_passes(crops, prompt, manner, hints=hints)
+
+    def _paint_tiles(self, query: _Query, prompt: Prompt, index: int, manner: Manner) -> Tensor:
+        """Paintings of the tiles of a query: (views, n, 3, h, w) in 0..255."""
+        return self._painter.paint(query.crops, prompt, index, manner, tile=query.layout.tile, hints=query.hints)
 
     @torch.inference_mode()
     def _decode(self, query: _Query, prompt: Prompt, passes: Iterable[Tensor]) -> Segmentation:

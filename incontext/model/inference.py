@@ -54,7 +54,8 @@ def for_inference(model: SegGPT, precision: str = "fp32", *, packed: bool | None
         packed: keep the weights in oneDNN's layout; by default where `gains_by_packing`.
 
     Returns:
-        The model itself where there is nothing to do, as with "fp32" on a GPU, and where it has been made ready before.
+        The model itself where there is nothing to do, as with "fp32" on a GPU or of a model that was cast as a whole,
+        and where it has been made ready before.
 
     Raises:
         ValueError: for an unknown precision.
@@ -63,6 +64,8 @@ def for_inference(model: SegGPT, precision: str = "fp32", *, packed: bool | None
     precision = pick_precision(precision, device)
     if isinstance(model.decoder_embed, FastLinear):
         return model
+    if precision == "fp32" and model.pos_embed.dtype is not torch.float32:
+        return model  # cast as a whole, on purpose
     dtype = _DTYPES[precision]
     packed = gains_by_packing(dtype, device) if packed is None else packed
     if not packed and dtype is torch.float32:

@@ -37,6 +37,49 @@ class PromptCache:
         """B: 1, to serve any number of queries, or one prompt for each query."""
         return self.border.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, tuple[int, int], str | tuple[str, ...]]:
+        """(N, grid, kind)."""
+        return self.layers[0].key.shape[1], self.grid, self.kind
+
+    @classmethod
+    def stack(cls, caches: Sequence[PromptCache], queries: int, after: int) -> PromptCache:
+        """Returns the cache of P prompts for P times `queries` queries, the first prompt's first.
+
+        Args:
+            caches: each of one prompt, of one shape, with its target kept.
+            queries: how many each serves.
+            after: the last layer in which the streams are apart. What layers up to it keep is left out.
+        """
+
+        def line_up(kept: Sequence[Tensor]) -> Tensor:
+            return torch.cat([each.expand(queries, *each.shape[1:]) for each in kept])
+
+        first = caches[0]
+        layers = [
+            KeyValue(*(line_up(kept) for kept in zip(*layer, strict=True))) if index > after else first.layers[index]
+            for index, layer in enumerate(zip(*(each.layers for each in caches), strict=True))
+        ]
+        border, target = line_up([each.border for each in caches]), line_up([each.target for each in caches])
+        return cls(tuple(layers), border, first.grid, first.kind, target)
+
+    def split(self) -> list[PromptCache]:
+        """Returns a cache for each of its B prompts."""
+
+        def pick(kept: Tensor, index: int) -> Tensor:
+            return kept[index :: self.batch_size]  # the image streams stand before the target streams
+
+        return [
+            PromptCache(
+                tuple(KeyValue(pick(layer.key, k), pick(layer.value, k)) for layer in self.layers),
+                pick(self.border, k),
+                self.grid,
+                self.kind if isinstance(self.kind, str) else self.kind[k : k + 1],
+                None if self.target is None else pick(self.target, k),
+            )
+            for k in range(self.batch_size)
+        ]
+
     @classmethod
     def join(cls, caches: Sequence[PromptCache]) -> PromptCache:
         """Returns the cache of all examples of several caches, in their order: equal to encoding them at once.

@@ -224,6 +224,38 @@ class SegGPT(nn.Module):
             return self._paint(self._embed_query_images(query, cache.kind), cache, grid, cache.target)
         return self._paint(self._embed_query(query, query_target, hidden, cache.kind), cache, grid)
 
+    def forward_passes(self, query: Tensor, caches: Sequence[PromptCache]) -> Tensor:
+        """Paints queries that are hidden whole from prompts that show the same images, painted differently.
+
+        That is how many classes are asked for, pass by pass. The query's image stream knows of no target, so it is
+        computed once for all prompts.
+
+        Args:
+            query: (B, 3, H, W), normalised.
+            caches: P prompts with their `target` kept, each to serve any number of queries.
+
+        Returns:
+            (P, B, 3, H, W), as `forward_cached` paints with each.
+
+        Raises:
+            ValueError: if a cache holds several prompts, or no target, or they differ in grid, kind or N.
+        """
+        grid, first = self._check_query(query, None, None), caches[0]
+        for cache in caches:
+            if cache.batch_size != 1 or cache.target is None or cache.shape != first.shape or cache.grid != grid:
+                raise ValueError(
+                    f"expected prompts for any query on a grid of {grid}, all with a kept target and as many examples "
+                    f"of one kind, got {[(each.batch_size, each.target is not None, *each.shape) for each in caches]}"
+                )
+        count = len(query)
+        tokens = self._embed_query_images(query, first.kind)
+        for index in range(self.config.merge_layer + 1):
+            kept = KeyValue(*(each.chunk(2)[0].expand(count, *each.shape[1:]) for each in first.layers[index]))
+            tokens = self._run(self.blocks[index].decode_query, tokens, kept, grid)
+        joined = PromptCache.stack(caches, count, after=self.config.merge_layer)
+        merged = _merge_streams(tokens.repeat(len(caches), 1, 1), joined.target)
+        return self._paint_merged(merged, joined, grid).unflatten(0, (len(caches), count))
+
     def _paint(
         self, query: Tensor, cache: PromptCache | None, grid: tuple[int, int], target: Tensor | None = None
     ) -> Tensor:
@@ -231,14 +263,19 @@ class SegGPT(nn.Module):
 
         The tokens are both streams, (2B, l, D), or the image stream alone where `target` has the other one, merged.
         """
-        taps = []
-        for index, block in enumerate(self.blocks):
+        for index in range(self.config.merge_layer + 1):
             kept = cache.layers[index] if cache else None
-            if target is not None and index <= self.config.merge_layer:
+            if target is not None:
                 kept = KeyValue(*(each.chunk(2)[0] for each in kept))
-            query = self._run(block.decode_query, query, kept, grid)
-            if index == self.config.merge_layer:
-                query = _merge_streams(query, target)
+            query = self._run(self.blocks[index].decode_query, query, kept, grid)
+        return self._paint_merged(_merge_streams(query, target), cache, grid)
+
+    def _paint_merged(self, query: Tensor, cache: PromptCache | None, grid: tuple[int, int]) -> Tensor:
+        """Runs merged query tokens (B, l, D) through the rest of the blocks, and the head."""
+        start = self.config.merge_layer
+        taps = [self.norm(query)] if start in self.config.tap_layers else []
+        for index in range(start + 1, self.config.depth):
+            query = self._run(self.blocks[index].decode_query, query, cache.layers[index] if cache else None, grid)
             if index in self.config.tap_layers:
                 taps.append(self.norm(query))
         return self._decode(torch.cat(taps, -1), cache.border if cache else None, grid)
