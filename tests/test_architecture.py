@@ -38,6 +38,7 @@ VALUE_CODE = {"export", "scenes"}
 MODEL = {"model"}
 INFERENCE = {
     "appearance",
+    "appearance_cache",
     "decoding",
     "example_crops",
     "pack",
