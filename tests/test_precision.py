@@ -59,6 +59,16 @@ def test_packed_weights_can_be_saved_copied_and_differentiated(model):
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=0)
 
 
+@needs_onednn
+@torch.no_grad()
+def test_kept_positions_are_those_of_the_size(model):
+    packed = for_inference(model, packed=True)
+    for size in ((32, 32), (24, 48), (24, 48), (32, 32)):
+        inputs = random_inputs(batch=1, count=2, size=size)
+        torch.testing.assert_close(packed(*inputs), model(*inputs), atol=1e-5, rtol=0)
+    assert not model.keeps_positions and with_prompt_caching(packed).keeps_positions
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @torch.no_grad()
 def test_half_precision_is_closer_with_a_float32_residual_stream(model, precision):

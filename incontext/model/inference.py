@@ -75,6 +75,7 @@ def for_inference(model: SegGPT, precision: str = "fp32", *, packed: bool | None
         block.attn.qkv, block.attn.proj = (_fast(each, dtype, packed) for each in (block.attn.qkv, block.attn.proj))
         block.mlp = _FastMlp(block.mlp, dtype, packed)
     faster.decoder_embed = _fast(faster.decoder_embed, dtype, packed)
+    faster.keeps_positions = True
     return faster.eval()
 
 

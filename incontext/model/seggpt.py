@@ -30,12 +30,14 @@ class SegGPT(nn.Module):
     Attributes:
         config: the architecture.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        keeps_positions: keep the position embedding of the last size, for models whose weights stay as they are.
     """
 
     def __init__(self, config: SegGPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False
+        self.activation_checkpointing = self.keeps_positions = False
+        self._kept_positions: tuple[tuple, Tensor] | None = None
         width, patch = config.width, config.patch_size
         self.patch_embed = PatchEmbed(config)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, width))
@@ -333,6 +335,14 @@ class SegGPT(nn.Module):
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Returns the position embedding of the canvas as (2, l, D): the example's half, the query's half."""
+        if not self.keeps_positions or torch.is_grad_enabled():
+            return self._resize_positions(grid)
+        key, kept = (grid, self.pos_embed.device), self._kept_positions
+        if kept is None or kept[0] != key:
+            kept = self._kept_positions = (key, self._resize_positions(grid).contiguous())
+        return kept[1]
+
+    def _resize_positions(self, grid: tuple[int, int]) -> Tensor:
         rows, columns = self.config.pretrain_grid
         table = rearrange(self.pos_embed[:, 1:], "1 (h w) c -> 1 c h w", h=rows)
         canvas = (2 * grid[0], grid[1])
