@@ -125,6 +125,33 @@ def test_a_coco_file_with_images_in_a_folder_beside(tmp_path):
         open_examples(tmp_path / "annotations/instances.json")
 
 
+def test_a_folder_with_a_coco_file_of_any_name(tmp_path):
+    item = LabelledImage("a.jpg", labels(2), {2: "x"})
+    FORMATS["coco"].finish([item], tmp_path, {2: "x"})
+    (tmp_path / "annotations.json").rename(tmp_path / "_annotations.coco.json")
+    save_image(tmp_path / "a.jpg")
+    assert open_examples(tmp_path).names == {2: "x"}
+    (tmp_path / "more.json").write_bytes((tmp_path / "_annotations.coco.json").read_bytes())
+    with pytest.raises(FormatError, match="found _annotations.coco.json, more.json; give the files themselves"):
+        open_examples(tmp_path)
+    write_indexed(tmp_path / "a.png", labels(7))
+    assert open_examples(tmp_path).examples[0].ids == (7,)  # masks that were painted come first
+
+
+def test_json_without_labels_is_passed_over(tmp_path):
+    folder = pair(tmp_path / "a", "p", 1)
+    (folder / "camera.json").write_text('{"lens": 50}')
+    assert open_examples(folder).examples[0].ids == (1,)
+
+
+def test_labels_without_their_images_say_where_these_belong(tmp_path):
+    item = LabelledImage("a.jpg", labels(2), {2: "x"})
+    for format, missing in (("png", "expected images beside the masks"), ("yolo", "which tells the size, found none")):
+        FORMATS[format].finish([item], tmp_path / format, {2: "x"})
+        with pytest.raises(FormatError, match=f"{missing}.*move or link .* to .*images"):
+            open_examples(tmp_path / format)
+
+
 def test_classes_merge_by_name(tmp_path):
     a = pair(tmp_path / "a", "p", 1, 2, classes={1: "cell", 2: "nucleus"})
     b = pair(tmp_path / "b", "q", 1, 2, 3, classes={1: "nucleus", 2: "vessel", 3: "cell"})

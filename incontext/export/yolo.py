@@ -75,7 +75,10 @@ def read(source: str | os.PathLike, images_root: str | os.PathLike | None = None
         stem = relative_stem(file, labels)
         name = find_image(images, stem)
         if name is None:
-            raise FormatError(f"{file}: expected its image {images / stem}.*, found none; it tells the size")
+            raise FormatError(
+                f"{file}: expected its image {images / stem}.*, which tells the size, found none; move or link the "
+                f"images to {images}"
+            )
         with parsing(file, "a class and a polygon in each line"):
             size = open_image(images / name).shape[:2]
             lines = [line.split() for line in read_text(file).splitlines()]

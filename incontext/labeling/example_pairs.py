@@ -11,6 +11,9 @@ from incontext.labelled_folders import SUFFIXES
 _TAILS = ("_mask", "-mask", ".mask")
 """What the stem of a mask may have in addition to its image's."""
 
+_MASKS = ("masks", "masks_inst")
+"""Folders that hold no images."""
+
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     """Pairs images with masks by their stems, in subfolders too.
@@ -23,6 +26,12 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     Raises:
         FormatError: there are none, or an image or a mask is left over.
     """
+    tops = {path.relative_to(folder).parts[0] for path in _files(folder)}
+    if "masks" in tops and tops.issubset(_MASKS):
+        raise FormatError(
+            f"{folder}: expected images beside the masks in {folder / 'masks'}, found none; move or link them to "
+            f"{folder / 'images'}"
+        )
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
         images, masks = _by_stem(folder / "images"), _by_stem(folder / "masks", tails=True)
     else:
@@ -38,6 +47,11 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     if not images:
         raise FormatError(f"{folder}: expected images with masks such as a.jpg and a.png, found none; check the path")
     return [(images[stem], masks[stem]) for stem in sorted(images)]
+
+
+def holds_masks(folder: Path) -> bool:
+    """Whether a folder has masks in masks/, or beside images."""
+    return (folder / "masks").is_dir() or bool(_side_by_side(folder)[1])
 
 
 def read_class_names(folder: Path) -> dict[int, str]:

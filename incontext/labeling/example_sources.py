@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from incontext.export.class_table import CLASS_IDS
 from incontext.export.documents import FormatError, parsing, read_json
 from incontext.export.formats import FORMATS
 from incontext.export.labelled import LabelledImage
 from incontext.image import open_image
-from incontext.labeling.example_pairs import find_pairs, read_class_names
+from incontext.labeling.example_pairs import find_pairs, holds_masks, read_class_names
 from incontext.types import Example
 
 _MARKS = {
@@ -21,6 +22,9 @@ _MARKS = {
     "SegmentationClass": "voc",
 }
 """What a folder holds -> the format that it is in."""
+
+_NAMES = ("classes.json", CLASS_IDS)
+"""JSON beside labels that only names classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +61,8 @@ def open_examples(
 
     - a folder of images and masks: images/a.jpg with masks/a.png, or a.jpg beside a.png or a_mask.png, in any depth;
       masks as `incontext.open_labels` reads them, names from classes.txt or classes.json in the folder;
-    - a COCO JSON file, polygons or RLE; images beside it, in images/, or in a folder next to its own;
+    - a COCO JSON file, polygons or RLE; images beside it, in images/, or in a folder next to its own; or a folder that
+      holds one, under any name, and no masks;
     - a labelme JSON file, or a folder of them beside their images;
     - a dataset in another format of `incontext.export.formats`.
 
@@ -113,7 +118,10 @@ class _Source:
 def _open(path: Path) -> _Source:
     if not path.exists():
         raise FormatError(f"{path}: expected a folder of examples or a JSON file, but there is none; check the path")
-    format = _format_of_folder(path) if path.is_dir() else _format_of_file(path)
+    if path.is_dir():
+        path, format = _recognise(path)
+    else:
+        format = _format_of_file(path)
     if format is None:
         names = read_class_names(path)
         pairs = find_pairs(path)
@@ -129,15 +137,27 @@ def _open(path: Path) -> _Source:
     return _Source(path, images, examples, names)
 
 
-def _format_of_folder(folder: Path) -> str | None:
-    """The format of a dataset; None for plain images and masks."""
+def _recognise(folder: Path) -> tuple[Path, str | None]:
+    """What to read in a folder, and its format; None for plain images and masks.
+
+    JSON that holds no labels, such as settings, is passed over.
+    """
     for mark, format in _MARKS.items():
         if (folder / mark).exists():
-            return format
+            return folder, format
+    documents = []
     for file in sorted(folder.rglob("*.json")):
-        if file.name != "classes.json" and _format_of_file(file) == "labelme":
-            return "labelme"
-    return None
+        format = None if file.name in _NAMES else _format_of_document(file)
+        if format == "labelme":
+            return folder, format
+        if format and file.parent == folder:
+            documents.append((file, format))
+    if not documents or holds_masks(folder):
+        return folder, None
+    if len(documents) > 1:
+        listed = ", ".join(file.name for file, _ in documents)
+        raise FormatError(f"{folder}: expected one file of labels, found {listed}; give the files themselves")
+    return documents[0]
 
 
 def _format_of_file(file: Path) -> str:
@@ -145,6 +165,14 @@ def _format_of_file(file: Path) -> str:
         return "cvat"
     if file.suffix.lower() != ".json":
         raise FormatError(f"{file}: expected a folder of images and masks, or a COCO or labelme JSON file")
+    format = _format_of_document(file)
+    if format is None:
+        raise FormatError(f"{file}: expected COCO (images, annotations) or labelme (shapes), got other JSON")
+    return format
+
+
+def _format_of_document(file: Path) -> str | None:
+    """The format of a JSON file; None where it holds no labels."""
     document = read_json(file)
     if isinstance(document, list) and document and all(isinstance(task, dict) and "data" in task for task in document):
         return "label-studio"
@@ -154,7 +182,7 @@ def _format_of_file(file: Path) -> str:
         with parsing(file, "a list of annotations"):
             segments = any("segments_info" in annotation for annotation in document["annotations"])
         return "coco-panoptic" if segments else "coco"
-    raise FormatError(f"{file}: expected COCO (images, annotations) or labelme (shapes), got other JSON")
+    return None
 
 
 def _find_image(source: Path, item: LabelledImage) -> Path:
