@@ -55,6 +55,9 @@ def test_compile(tmp_path, model, cache):
     assert main("packs", "compile", "--example", *pair, "-o", out, "--names", "1=a,2=b", "--kind", "instance") == 0
     assert PromptPack.load(out).names == {1: "a", 2: "b"}
     assert main("packs", "compile", "-o", out) == 2
+    (data / "classes.txt").unlink()
+    assert main("packs", "compile", "--examples", data, "-o", out, "--names", "1=a,2=b") == 0
+    assert PromptPack.load(out).names == {1: "a", 2: "b"}
 
 
 def test_merge_and_verify(tmp_path, model, capsys):

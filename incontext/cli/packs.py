@@ -120,14 +120,15 @@ def run_compile(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the examples or the model are wrong.
     """
-    from incontext.cli.tune import labelled, model_title
+    from incontext.cli.tune import model_title
+    from incontext.labeling.example_sources import open_examples
     from incontext.model.zoo import load_model
     from incontext.pack.compiling import compile_pack, encode_pack
     from incontext.types import Example
 
     examples = Example.open_many(args.example, names=args.names) if args.example else []
     if args.examples:
-        examples += labelled(args.examples)
+        examples += open_examples(args.examples, args.names).examples
     if not examples:
         raise ValueError("expected --example or --examples, got neither")
     model = load_model(args.model)
@@ -177,7 +178,7 @@ def run_verify(args: argparse.Namespace) -> int:
             pack = open_pack(each)
             pack.check_model(own)
         except PackError as error:
-            print(f"{each}: {error}")
+            print(error if each in str(error) else f"{each}: {error}")
             failed += 1
             continue
         print(f"{each}: sound, and made for this model")
