@@ -146,11 +146,23 @@ def test_another_job_does_not_write_into_a_folder(model, clip, tmp_path):
     assert main(*first) == 0 and len(model.calls) == calls  # all is done
     with pytest.raises(ValueError, match="holds another job: its memory is 8, not 2"):
         main(*first, "--memory", 2)
-    with pytest.raises(ValueError, match="its masks is"):
+    with pytest.raises(ValueError, match="holds another job, with other masks"):
         main(frames, "--mask", masks / "1.png", "-o", tmp_path / "out", "--formats", "")
     write_indexed(tmp_path / "mine" / "masks" / "00000.png", np.zeros((4, 4), np.int32))
     with pytest.raises(ValueError, match="no track.json"):
         main(frames, "--mask", masks / "0.png", "-o", tmp_path / "mine")
+
+
+def test_a_job_that_never_began_is_in_no_ones_way(model, clip, tmp_path, monkeypatch):
+    """Whoever mends the arguments of a job that failed at once gives the same folder again."""
+    frames, masks, _ = clip
+    out = ["-o", tmp_path / "out", "--formats", ""]
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="no memory left"):
+        patch.setattr(Tracker, "show", lambda *_: (_ for _ in ()).throw(ValueError("no memory left")))
+        main(frames, "--mask", masks / "0.png", *out)
+    assert (tmp_path / "out" / "track.json").exists()
+    assert main(frames, "--mask", f"1={masks / '1.png'}", *out) == 0
+    assert json.loads((tmp_path / "out" / "track.json").read_text())["job"]["masks"].keys() == {"1"}
 
 
 def test_the_precision_reaches_the_model_and_belongs_to_the_job(clip, tmp_path, monkeypatch):
@@ -192,6 +204,8 @@ def test_wrong_arguments_are_named_before_the_model_is_loaded(monkeypatch, clip,
     monkeypatch.setattr("incontext.model.zoo.load_model", lambda *_: pytest.fail("loaded"))
     frames, masks, _ = clip
     mask, out = ["--mask", masks / "0.png"], ["-o", tmp_path / "out"]
+    small = tmp_path / "small.png"
+    write_indexed(small, np.ones((4, 5), np.int32))
     for wrong, message in {
         (): "expected --mask, --example",
         (*mask, "--start", 50): "expected a part of frames 0 to 9, got 50 to the end",
@@ -199,6 +213,7 @@ def test_wrong_arguments_are_named_before_the_model_is_loaded(monkeypatch, clip,
         (*mask, *mask): "two for frame 0",
         (*mask, "--formats", "avi"): "formats",
         ("--mask", tmp_path / "gone.png"): r"gone\.png",
+        ("--mask", small): r"small\.png: expected a mask of 64 x 48 pixels.* got 5 x 4",
     }.items():
         with pytest.raises(ValueError, match=message):
             main(frames, *wrong, *out)

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     formats = check_formats(word_list(args.formats))
     frames = read_frames(args.video, reader=args.reader)
     chosen = _choose(args, len(frames))
-    masks = _open_masks(args.mask, chosen)
+    masks = _open_masks(args.mask, chosen, frames)
     examples = _open_examples(args)
     if not (masks or examples or args.pack):
         raise ValueError("expected --mask, --example, --examples or --pack, got none; paint the first frame")
@@ -199,8 +199,8 @@ def _choose(args: argparse.Namespace, count: int) -> range:
     return chosen
 
 
-def _open_masks(arguments: list[str], chosen: range) -> dict[int, np.ndarray]:
-    """Frame number -> labels. One colour means one id in all of them."""
+def _open_masks(arguments: list[str], chosen: range, frames: Frames) -> dict[int, np.ndarray]:
+    """Frame number -> labels of the frames' size. One colour means one id in all of them."""
     from incontext.image import find_colours, open_labels
 
     files: dict[int, Path] = {}
@@ -212,7 +212,15 @@ def _open_masks(arguments: list[str], chosen: range) -> dict[int, np.ndarray]:
             raise ValueError(f"--mask: expected one mask for each frame, got two for frame {index}; give FRAME=FILE")
         files[index] = Path(file if is_numbered else argument).expanduser()
     colours = find_colours(files.values())
-    return {index: open_labels(path, colours=colours) for index, path in files.items()}
+    masks = {index: open_labels(path, colours=colours) for index, path in files.items()}
+    height, width = frames.size
+    for index, mask in masks.items():
+        if mask.shape != frames.size:
+            raise ValueError(
+                f"{files[index]}: expected a mask of {width} x {height} pixels (width x height) like the frames of "
+                f"{frames.name}, got {mask.shape[1]} x {mask.shape[0]}; save it at the video's own size"
+            )
+    return masks
 
 
 def _open_examples(args: argparse.Namespace) -> list[Example]:

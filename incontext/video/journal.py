@@ -57,15 +57,17 @@ class Journal:
         self.rows: list[Row] = []
         self._path, head = folder / "frames.jsonl", folder / "track.json"
         self._job = json.loads(json.dumps(job))
-        if head.exists():
+        started = head.exists()
+        if started and not self._read() and not any((folder / "masks").glob("*")):
+            self.write_head({})  # nothing came of it, so that it may have been set up wrongly
+        elif started:
             before = json.loads(head.read_text(encoding="utf-8")).get("job", {})
             differ = sorted(key for key in {*before, *self._job} if before.get(key) != self._job.get(key))
             if differ:
-                key = differ[0]
-                raise ValueError(
-                    f"{folder} holds another job: its {key} is {before.get(key)!r}, not {self._job.get(key)!r}; choose "
-                    "another folder with -o, or delete that one"
-                )
+                key, was, given = differ[0], before.get(differ[0]), self._job.get(differ[0])
+                plain = not isinstance(given, (dict, list))  # digests tell people nothing
+                told = f": its {key} is {was!r}, not {given!r}" if plain else f", with other {key}"
+                raise ValueError(f"{folder} holds another job{told}; choose another folder with -o, or delete that one")
             self.rows = self._read()
         elif self._path.exists() or (folder / "masks").exists():
             raise ValueError(
