@@ -60,6 +60,15 @@ def test_compile(tmp_path, model, cache):
     assert PromptPack.load(out).names == {1: "a", 2: "b"}
 
 
+def test_errors_of_the_system_name_their_file_first(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "model.pth")
+
+    monkeypatch.setattr("incontext.model.zoo.load_model", refuse)
+    assert main("packs", "compile", "--examples", write_set(tmp_path / "data", 3), "-o", tmp_path / "c.safetensors") == 1
+    assert capsys.readouterr().err == "incontext: model.pth: cannot be read or written (Permission denied)\n"
+
+
 def test_merge_and_verify(tmp_path, model, capsys):
     out = tmp_path / "all.safetensors"
     assert main("packs", "merge", "cells", "plants", "-o", out) == 0
@@ -71,7 +80,7 @@ def test_merge_and_verify(tmp_path, model, capsys):
     assert "made for another model" in capsys.readouterr().out
 
 
-def test_segment_takes_packs(tmp_path, model):
+def test_segment_takes_packs(tmp_path, model, capsys):
     Image.fromarray(QUERY).save(tmp_path / "q.png")
     out = tmp_path / "out"
     assert main("segment", tmp_path / "q.png", "--pack", "cells", "--pack", "plants", "-o", out, "--device", "cpu") == 0
@@ -81,6 +90,8 @@ def test_segment_takes_packs(tmp_path, model):
     packs = [PromptPack.load(tmp_path / "prompts" / f"{name}.safetensors") for name in ("cells", "plants")]
     expected = predictor(model).predict(QUERY, packs)
     np.testing.assert_array_equal(np.asarray(Image.open(out / "masks" / "q.png")), expected.labels)
+    assert main("segment", tmp_path / "q.png", "--pack", "cells", "-o", out, "--names", "1=a") == 2
+    assert "--names: expected examples" in capsys.readouterr().err
 
 
 class FakeHub:

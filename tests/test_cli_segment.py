@@ -178,6 +178,10 @@ def test_wrong_arguments_are_named_before_the_model_is_loaded(tmp_path, monkeypa
         main(image, "--example", tmp_path / "gone.png", shown[2], "-o", out)
     with pytest.raises(ValueError, match="--example or --pack"):
         main(image, "-o", out)
+    for file in (image, image / "below"):
+        with pytest.raises(SystemExit):
+            main(image, *shown, "-o", file)
+        assert "q.png is a file" in capsys.readouterr().err
     for wrong in (["--tile", "big"], ["--names", "cell"], ["--names", "0=x"], ["--ensemble", "mean"]):
         with pytest.raises(SystemExit):
             main(image, *shown, "-o", out, *wrong)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 
 def number_list(text: str, least: int = 1) -> tuple[int, ...]:
@@ -34,6 +36,21 @@ def positive(text: str) -> int:
 def word_list(text: str) -> list[str]:
     """Reads words between commas; empty ones are dropped."""
     return [word for word in (part.strip() for part in text.split(",")) if word]
+
+
+def output_folder(text: str) -> Path:
+    """Reads where to write. The folder need not be there yet.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a file, or nothing may be written there.
+    """
+    folder = Path(text).expanduser()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a folder to write to, got {text!r}, and {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a folder that can be written to, got {text!r}; choose another")
+    return folder
 
 
 def tile_side(text: str) -> int | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from incontext.cli.arguments import output_folder
 from incontext.cli.model_options import add_device, add_model, open_predictor
 
 TASKS = ("biggest red sphere", "kinds", "shadows", "top faces")
@@ -19,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "against their known truth beside two baselines, and writes images, masks, results.json and a sheet.",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("incontext-demo"), metavar="DIR", help="where to write"
+        "-o", "--output", type=output_folder, default=Path("incontext-demo"), metavar="DIR", help="where to write"
     )
     add_model(parser)
     parser.add_argument("--shots", type=int, default=2, metavar="N", help="examples per task (default 2)")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from incontext.cli import evaluate_pixels, evaluate_risk, evaluate_video
-from incontext.cli.arguments import number_list, positive, word_list
+from incontext.cli.arguments import number_list, output_folder, positive, word_list
 from incontext.cli.model_options import add_device, add_refine
 from incontext.cli.progress import progress
 
@@ -68,7 +68,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     folders.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=output_folder,
         metavar="DIR",
         help="write results.json, .csv, .md and a picture per set there",
     )

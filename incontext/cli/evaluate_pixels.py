@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from incontext.cli.arguments import number_list, positive
+from incontext.cli.arguments import number_list, output_folder, positive
 from incontext.cli.model_options import add_device, add_model, add_pack, open_predictor
 from incontext.cli.progress import progress
 
@@ -66,7 +66,9 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help="images per set, evenly spread (default: all)")
-    parser.add_argument("-o", "--output", "--out", type=Path, metavar="DIR", help="write results.json and .md there")
+    parser.add_argument(
+        "-o", "--output", "--out", type=output_folder, metavar="DIR", help="write results.json and .md there"
+    )
 
 
 def run_semantic(args: argparse.Namespace) -> int:

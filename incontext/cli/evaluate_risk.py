@@ -7,7 +7,7 @@ import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from incontext.cli.arguments import word_list
+from incontext.cli.arguments import output_folder, word_list
 from incontext.cli.model_options import add_device, add_model, open_predictor
 from incontext.cli.progress import progress
 
@@ -49,7 +49,7 @@ def add_risk_parser(protocols: argparse._SubParsersAction) -> None:
     risk.add_argument("--seed", type=int, default=0, help="of the choice of images and of colours (default 0)")
     add_model(risk)
     add_device(risk)
-    risk.add_argument("-o", "--output", type=Path, metavar="DIR", help="write risk.json and risk.png there")
+    risk.add_argument("-o", "--output", type=output_folder, metavar="DIR", help="write risk.json and risk.png there")
     risk.set_defaults(run=run)
 
 

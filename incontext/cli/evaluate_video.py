@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from incontext.cli.arguments import number_list, positive, word_list
+from incontext.cli.arguments import number_list, output_folder, positive, word_list
 from incontext.cli.model_options import add_device, add_model, open_predictor
 from incontext.cli.progress import progress
 
@@ -65,7 +65,9 @@ def add_parsers(protocols: argparse._SubParsersAction) -> None:
     clips.add_argument("--size", type=positive, default=192, metavar="PIXELS", help="side of the clips (default 192)")
     clips.add_argument("--seed", type=int, default=0, help="of the clips (default 0)")
     _add_tracker(clips)
-    clips.add_argument("-o", "--output", "--out", type=Path, metavar="DIR", help="write results.json and .md there")
+    clips.add_argument(
+        "-o", "--output", "--out", type=output_folder, metavar="DIR", help="write results.json and .md there"
+    )
     clips.set_defaults(run=run_clips)
 
 
@@ -93,7 +95,7 @@ def _add_tracking(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         "--out",
-        type=Path,
+        type=output_folder,
         metavar="DIR",
         help="keep the masks there, with a .zip for the server and the scores; a killed run goes on there",
     )

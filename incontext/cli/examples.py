@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from incontext.cli.arguments import output_folder
 from incontext.cli.class_ids import tell_renumbered
 from incontext.cli.model_options import add_device, add_model, open_predictor
 
@@ -40,7 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="examples: folders of images with masks, COCO or labelme files; as for `incontext label --examples`",
     )
-    score.add_argument("-o", "--output", type=Path, metavar="DIR", help="write scores.json and scores.png there")
+    score.add_argument(
+        "-o", "--output", type=output_folder, metavar="DIR", help="write scores.json and scores.png there"
+    )
     score.add_argument(
         "--budget", type=int, default=1000, metavar="N", help="predictions to spend, more or less (default 1000)"
     )
@@ -68,7 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     suggest.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=output_folder,
         metavar="DIR",
         help="write suggestions.json and suggestions.png there, and keep embeddings for the next time",
     )

@@ -62,8 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     ) as error:  # what the user can mend; anything else is a bug and shows its traceback
         if args.debug:
             raise
-        print(f"incontext: {error}", file=sys.stderr)
+        print(f"incontext: {_told(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def _told(error: ValueError | OSError) -> str:
+    """The message for the user; of the system's errors, without their number and the file first, as in all others."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: cannot be read or written ({error.strerror})"
+    return str(error)
 
 
 def _add_commands(commands: argparse._SubParsersAction, chosen: str | None) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from incontext.cli.arguments import class_names
+from incontext.cli.arguments import class_names, output_folder
 from incontext.cli.model_options import (
     add_device,
     add_model,
@@ -56,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="an image and its mask (ids, black and white, or colours); may be given several times",
     )
     add_pack(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument("-o", "--output", type=output_folder, required=True, metavar="DIR", help="where to write")
     add_model(parser)
     parser.add_argument(
         "--ensemble",
@@ -97,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
     _protect(outputs, [*shown, *(each.path for each in inputs)], written_before=report.exists())
     examples = Example.open_many(list(zip(shown[::2], shown[1::2], strict=True)), names=args.names)
     unknown = set(args.names).difference(*(example.ids for example in examples))
+    if unknown and not examples:
+        raise ValueError(
+            "--names: expected examples whose ids it names, got packs alone, which have names of their own"
+        )
     if unknown:
         ids = sorted({id for example in examples for id in example.ids})
         raise ValueError(f"--names: expected ids that the examples show ({ids}), got {sorted(unknown)}")
@@ -254,6 +258,7 @@ class _Job:
                 "overlap": args.overlap,
                 "batch_size": self.batch_size,
                 "precision": args.precision,
+                "refine": self.predictor.refine,
             },
             "names": names,
             "packs": args.pack,

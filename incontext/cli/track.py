@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from incontext.cli.arguments import class_names, word_list
+from incontext.cli.arguments import class_names, output_folder, word_list
 from incontext.cli.model_options import (
     add_device,
     add_flip,
@@ -61,7 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--examples", metavar="FOLDER", help="many of them: a folder or file as `incontext label` takes"
     )
     add_pack(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument("-o", "--output", type=output_folder, required=True, metavar="DIR", help="where to write")
     parser.add_argument("--start", type=int, default=0, metavar="FRAME", help="the first frame to track (default 0)")
     parser.add_argument("--end", type=int, metavar="FRAME", help="the frame to stop before (default: the end)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="track every Nth frame only")
