@@ -65,7 +65,9 @@ def test_errors_of_the_system_name_their_file_first(tmp_path, monkeypatch, capsy
         raise PermissionError(13, "Permission denied", "model.pth")
 
     monkeypatch.setattr("incontext.model.zoo.load_model", refuse)
-    assert main("packs", "compile", "--examples", write_set(tmp_path / "data", 3), "-o", tmp_path / "c.safetensors") == 1
+    assert (
+        main("packs", "compile", "--examples", write_set(tmp_path / "data", 3), "-o", tmp_path / "c.safetensors") == 1
+    )
     assert capsys.readouterr().err == "incontext: model.pth: cannot be read or written (Permission denied)\n"
 
 
