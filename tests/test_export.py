@@ -17,6 +17,7 @@ from incontext.export import (
     write_image,
     write_indexed,
 )
+from incontext.export.lettering import lettering
 from incontext.image import open_image, open_labels
 from incontext.palette import voc_colours
 from incontext.types import IGNORE, Example, Segmentation
@@ -167,6 +168,21 @@ def test_a_contact_sheet_shows_examples_and_results():
         width=700,
     )
     assert titled.shape[0] > sheet.shape[0]
+
+
+def test_letters_that_no_font_has_are_spelled_without_accents(monkeypatch):
+    text, font = lettering("cell 1…", 15)
+    assert text == "cell 1…" and font is lettering("nucleus", 15)[1]
+    monkeypatch.setattr("incontext.export.lettering._OTHERS", ())
+    assert lettering("Größe, café, \u03b1, \u7d30", 15) == ("Gro?e, cafe, ?, ?", font)
+
+
+def test_letters_come_from_a_font_that_has_them():
+    path = pytest.importorskip("matplotlib").get_data_path() + "/fonts/ttf/DejaVuSans.ttf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("incontext.export.lettering._OTHERS", ("no such font.ttf", path))
+        text, font = lettering("Größe \u03b1", 15)
+    assert text == "Größe \u03b1" and font.getname()[0] == "DejaVu Sans"
 
 
 def test_a_contact_sheet_draws_truths_and_stops_at_its_limit():

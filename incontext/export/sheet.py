@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from incontext.export.lettering import lettering
 from incontext.export.raster import display_colour, overlay
 from incontext.types import Example, Segmentation
 
@@ -156,7 +157,7 @@ class _Page:
 
     def text(self, text: str, size: int, colour: Rgb, x: int = _MARGIN) -> int:
         """Writes on the current line; returns where the text ends."""
-        font = ImageFont.load_default(size)
+        text, font = lettering(text, size)
         text = _cut(text, font, self.width - _MARGIN - x)
         self.reserve(40).text((x, self.y + 22), text, colour, font, anchor="ls")
         return x + round(font.getlength(text))
@@ -186,13 +187,13 @@ class _Page:
             left += picture.width + _JOINT
         y = self.y + card.pictures[0].height + 8
         if card.title:
-            font = ImageFont.load_default(15)
-            draw.text((x, y + 15), _cut(card.title, font, card.width), _INK, font, anchor="ls")
+            title, font = lettering(card.title, 15)
+            draw.text((x, y + 15), _cut(title, font, card.width), _INK, font, anchor="ls")
             y += _LINE
-        font = ImageFont.load_default(14)
         for line in card.legend:
             left = x
             for colour, text in line:
+                text, font = lettering(text, 14)
                 draw.rounded_rectangle([left, y + 4, left + _SWATCH, y + 4 + _SWATCH], 3, colour)
                 draw.text((left + _SWATCH + 6, y + 15), text, _DIM, font, anchor="ls")
                 left += _entry_width(text, font)
@@ -224,8 +225,9 @@ def _fit(card: Card, height: int, room: int) -> _Fitted:
         for picture, shape in zip(card.pictures, shapes, strict=True)
     ]
     width = max(sum(picture.width for picture in pictures) + joints, min(room, 160))
-    font, lines, left = ImageFont.load_default(14), [], 0
+    lines, left = [], 0
     for colour, text in card.legend:
+        text, font = lettering(text, 14)
         text = _cut(text, font, width - _SWATCH - 6)
         if not lines or left + _entry_width(text, font) > width + 16:
             lines.append([])

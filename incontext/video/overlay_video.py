@@ -9,10 +9,11 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from incontext.atomic import replacing
 from incontext.export import overlay
+from incontext.export.lettering import lettering
 from incontext.export.raster import display_colour
 from incontext.video.tracked_frame import TrackedFrame, TrackedVideo
 
@@ -58,9 +59,8 @@ def draw_objects(frame: TrackedFrame, video: TrackedVideo) -> np.ndarray:
     image = Image.fromarray(overlay(frame.image, frame.labels))
     draw = ImageDraw.Draw(image)
     size = max(11, round(min(frame.labels.shape) / 28))
-    font = ImageFont.load_default(size)
     for id, extent in frame.extents.items():
-        text = video.title(id)
+        text, font = lettering(video.title(id), size)
         width, pad = draw.textlength(text, font=font), size // 4
         left = min(max(pad, extent.centre[0] - width / 2), max(pad, image.width - width - pad))
         top = min(max(pad, extent.centre[1] - size / 2), max(pad, image.height - size - 2 * pad))

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from incontext.export import write_image
+from incontext.export.lettering import lettering
 from incontext.export.raster import display_colour
 from incontext.image import resize_image
 from incontext.video.doubts import Watch
@@ -75,7 +76,8 @@ def _draw(
     top = _MARGIN + 40 + shown.shape[0] + _GAP * 2
     page = Image.new("RGB", (_WIDTH, top + len(tracks) * (_ROW + _GAP) + 30 + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(page)
-    draw.text((_MARGIN, _MARGIN), video.name, font=ImageFont.load_default(20), fill=_INK)
+    name, font = lettering(video.name, 20)
+    draw.text((_MARGIN, _MARGIN), name, font=font, fill=_INK)
     note = f"{len(video.labels)} frames, {len(tracks)} object{'s' * (len(tracks) != 1)}"
     draw.text((_WIDTH - _MARGIN, _MARGIN + 4), note, font=ImageFont.load_default(14), fill=_DIM, anchor="ra")
     page.paste(Image.fromarray((shown * 0.55 + 255 * 0.45).astype(np.uint8)), (_LEFT, _MARGIN + 40))
@@ -106,7 +108,7 @@ def _draw_way(draw: ImageDraw.ImageDraw, track: _Track, id: int, scale: float) -
 
 
 def _draw_row(draw: ImageDraw.ImageDraw, track: _Track, id: int, title: str, y: int) -> None:
-    font = ImageFont.load_default(14)
+    title, font = lettering(title, 14)
     while draw.textlength(title, font=font) > _LEFT - _MARGIN - 24 and len(title) > 1:
         title = title.rstrip("…")[:-1] + "…"
     draw.rectangle((_MARGIN, y + _ROW / 2 - 6, _MARGIN + 12, y + _ROW / 2 + 6), fill=display_colour(id))
