@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from fake_models import blocks, scene
 from packs import cached_model
 from PIL import Image
 
 from incontext.cli.main import main as command
+from incontext.cli.tune import labelled
+from incontext.labelled_folders import SetError
 from incontext.pack import PromptPack
 
 
@@ -79,6 +82,25 @@ def test_a_pack_is_made_tested_and_shown(tmp_path, model, capsys):
     printed = capsys.readouterr().out
     for key in told:  # scored again, it is as good as its card says
         assert f"{key}: {pack.evaluation[key]} (the card says {pack.evaluation[key]})" in printed
+
+
+def test_a_folder_takes_every_kind_of_mask(tmp_path):
+    folder = write_set(tmp_path / "data", 2)
+    masks = [folder / "masks" / f"{k}.png" for k in range(2)]
+    labels = [np.asarray(Image.open(path)) for path in masks]
+    for path, each in zip(masks, labels, strict=True):
+        Image.fromarray(np.where(each > 0, 255, 0).astype(np.uint8)).save(path)
+    assert [example.ids for example in labelled(str(folder))] == [(1,), (1,)]
+    colours = np.array([(0, 0, 0), (250, 0, 0), (0, 0, 250)], np.uint8)
+    Image.fromarray(colours[labels[0]]).save(masks[0])
+    Image.fromarray(colours[np.where(labels[1] == 2, 2, 0)]).save(masks[1])  # one colour only: the same id still
+    both, one = labelled(str(folder))
+    assert both.ids == (1, 2) and len(one.ids) == 1
+    blue = both.labels[labels[0] == 2][0]
+    assert one.ids == (blue,)
+    Image.fromarray(labels[0][:-1]).save(masks[0])
+    with pytest.raises(SetError, match="expected the image's size"):
+        labelled(str(folder))[0]
 
 
 def test_wrong_arguments_are_named(tmp_path, model, capsys):

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,8 +148,8 @@ def labelled(source: str, limit: int | None = None) -> Sequence[Example]:
     """Finds labelled images.
 
     Args:
-        source: a folder with images/ and masks/ of ids (and classes.txt), which are opened one at a time, when they
-            are asked for; or what `open_examples` takes.
+        source: a folder with images/ and masks/ (and classes.txt), which are opened one at a time, when they are
+            asked for; or what `open_examples` takes.
         limit: take so many, evenly spread.
     """
     from incontext.labelled_folders import ImageSet, find_sets
@@ -172,10 +173,24 @@ class _Folder(Sequence):
     def __len__(self) -> int:
         return len(self.items)
 
+    @cached_property
+    def colours(self) -> dict[int, tuple[int, int, int]]:
+        """Id -> colour, for masks that are coded in colours, as all are if the first one is."""
+        from incontext.image import find_colours
+
+        masks = [item.mask for item in self.items]
+        return find_colours(masks) if find_colours(masks[:1]) else {}
+
     def __getitem__(self, index: int) -> Example:
+        from incontext.image import open_labels
+        from incontext.labelled_folders import SetError
         from incontext.types import Example
 
-        return Example(*self.items[index].open_pair(), self.names)
+        item = self.items[index]
+        image, labels = item.open_image(), open_labels(item.mask, colours=self.colours)
+        if image.shape[:2] != labels.shape:
+            raise SetError(f"{item.mask}: expected the image's size (H, W) {image.shape[:2]}, got {labels.shape}")
+        return Example(image, labels, self.names)
 
 
 def _spread(items: Sequence, limit: int | None) -> Sequence:
