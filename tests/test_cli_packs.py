@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from types import SimpleNamespace
 
@@ -69,6 +70,7 @@ def test_errors_of_the_system_name_their_file_first(tmp_path, monkeypatch, capsy
         main("packs", "compile", "--examples", write_set(tmp_path / "data", 3), "-o", tmp_path / "c.safetensors") == 1
     )
     assert capsys.readouterr().err == "incontext: model.pth: cannot be read or written (Permission denied)\n"
+    assert not logging.getLogger("huggingface_hub").propagate  # or all that it prints came twice
 
 
 def test_merge_and_verify(tmp_path, model, capsys):
