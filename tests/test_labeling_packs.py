@@ -196,8 +196,13 @@ def test_a_pack_of_another_model_is_refused_before_any_image_is_touched(tmp_path
 def test_select_chooses_among_examples_beside_the_packs(tmp_path, monkeypatch):
     write_images(tmp_path / "in", 2)
     model, shown = random_model(), []
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda *args, **options: shown.append(args) or forward(*args, **options))
+    forward = type(model).forward
+
+    def note(self, *args, **options):  # on the class: the predictor may make a copy of the model ready
+        shown.append(args)
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(type(model), "forward", note)
     pool = [example([1, 2], seed=seed, names={1: "cell", 2: "nucleus"}) for seed in range(5)]
     pack = compile_pack(model, pool[:3], "three")
     config = LabelConfig(calibrate=False, select=2, recolourings=2)
