@@ -92,7 +92,7 @@ def test_a_bad_picture_costs_itself_alone(tmp_path):
     got = [frame for _, frame in read_frames(tmp_path).stream(range(5))]
     assert [number_of(got[k]) for k in (0, 2, 4)] == [0, 2, 4]
     assert isinstance(got[1], FrameError) and got[1].index == 1 and "1.png" in str(got[1])
-    assert isinstance(got[3], FrameError) and "expected 64 x 48 pixels in frame 3" in str(got[3])
+    assert isinstance(got[3], FrameError) and "3.png: expected 64 x 48 pixels as in the first" in str(got[3])
     with pytest.raises(FrameError):
         list(read_frames(tmp_path))
 

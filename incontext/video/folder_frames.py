@@ -56,6 +56,10 @@ class FolderFrames(Frames):
         """The file's name, without suffix."""
         return self.paths[index].stem
 
+    def place(self, index: int) -> str:
+        """The file."""
+        return str(self.paths[index])
+
     def _load(self, index: int) -> np.ndarray:
         try:
             return open_image(self.paths[index])

@@ -62,6 +62,10 @@ class Frames(ABC, Sequence):
         """What the results of a frame are called: its number in five digits, or more where there are more."""
         return f"{index:05d}"
 
+    def place(self, index: int) -> str:
+        """Where a frame is found, for messages."""
+        return f"{self.name}, frame {index}"
+
     def read(self, index: int) -> np.ndarray:
         """Reads one frame: uint8 (H, W, 3).
 
@@ -75,7 +79,7 @@ class Frames(ABC, Sequence):
         if frame.shape[:2] != self.size:
             raise FrameError(
                 index,
-                f"{self.name}: expected {_size(self.size)} pixels in frame {index} as in the first, got "
+                f"{self.place(index)}: expected {_size(self.size)} pixels as in the first frame, got "
                 f"{_size(frame.shape)}; resize it, or track the parts of one size on their own",
             )
         return frame
