@@ -117,7 +117,7 @@ def test_paths(model, tmp_path):
 
 
 def test_unknown_names():
-    with pytest.raises(ModelUnavailableError, match=r"no model 'seggpt': expected one of \[.*'seggpt-vit-large'"):
+    with pytest.raises(ModelUnavailableError, match=r"no model 'seggpt': expected one of \['default', .*'seggpt-vit-l"):
         load_model("seggpt")
 
 

@@ -151,7 +151,8 @@ def find_entry(name_or_path: str | Path) -> ModelEntry | None:
         files = ("model.safetensors", "config.json")
         return ModelEntry(name, SegGPTConfig(), None, "see its page", files, name, "from the hub")
     raise ModelUnavailableError(
-        f"no model {name!r}: expected one of {sorted(MODELS)}, an existing file or folder, or a hub id 'owner/name'"
+        f"no model {name!r}: expected one of {['default', *sorted(MODELS)]}, an existing file or folder, or a hub id "
+        "'owner/name'"
     )
 
 
