@@ -58,7 +58,7 @@ def test_davis_compares_memories_and_policies(data, model, tmp_path, capsys):
 def test_clips_clicks_and_semantic_write_their_numbers(data, model, tmp_path):
     clips = ["clips", "--objects", "2", "--clips", "1", "--frames", "8", "--size", "48", "--memory", "1"]
     semantic = ["semantic", str(data / "set"), "--examples", str(data / "set"), "--limit", "2"]
-    clicks = ["clicks", str(data), "--clicks", "1,2"]
+    clicks = ["clicks", str(data), "--clicks", "1,2", "--sets", "set"]
     for name, command in (("clips", clips), ("semantic", semantic), ("clicks", clicks)):
         assert main(["eval", *command, *model, "-o", str(tmp_path / name)]) == 0
         assert (tmp_path / name / "results.md").read_text().startswith("| ")
@@ -72,6 +72,7 @@ def test_clips_clicks_and_semantic_write_their_numbers(data, model, tmp_path):
     [
         (["davis", "{}", "--policy", "lifo"], "expected some of selective, fifo; got lifo"),
         (["davis", "{}", "--videos", "swim"], "no video named swim"),
+        (["clicks", "{}", "--sets", "other"], "no set named other"),
         (["semantic", "{}"], "a model needs a prompt"),
         (["clips", "--objects", "30"], "at most 20 objects"),
     ],

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from incontext.cli.arguments import number_list, output_folder, positive
+from incontext.cli.arguments import number_list, output_folder, positive, word_list
 from incontext.cli.model_options import add_device, add_model, add_pack, open_predictor
 from incontext.cli.progress import progress
 
@@ -44,6 +44,7 @@ def add_parsers(protocols: argparse._SubParsersAction) -> None:
         "error. Every segment of a mask is an object, whatever its id means: DATA holds SET/images + SET/masks.",
     )
     clicks.add_argument("data", type=Path, metavar="DATA", help="a folder of sets, or one set")
+    clicks.add_argument("--sets", type=word_list, metavar="NAME,NAME", help="only these sets (default: all)")
     clicks.add_argument(
         "--clicks", type=number_list, default=(1, 3, 5), metavar="N,N", help="report after so many (default 1,3,5)"
     )
@@ -147,7 +148,7 @@ def run_clicks(args: argparse.Namespace) -> int:
     def predict(image, known):
         return predictor.predict(image, query_labels=known).labels
 
-    sets = [source for source in find_sets(args.data) if isinstance(source, ImageSet)]
+    sets = [source for source in find_sets(args.data, args.sets) if isinstance(source, ImageSet)]
     if not sets:
         raise ValueError(f"{args.data}: expected sets of images, found videos only")
     columns = [f"mIoU {count}" for count in args.clicks] + [f"NoC{100 * target:.0f}" for target in TARGETS]
