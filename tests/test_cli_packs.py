@@ -16,7 +16,7 @@ from predictions import predictor
 from test_cli_tune import main, write_set
 
 from incontext.model.seggpt import SegGPT
-from incontext.pack import PromptPack
+from incontext.pack import PackError, PromptPack
 
 QUERY = scene(blocks([1, 2], (48, 40), seed=3))
 
@@ -59,6 +59,18 @@ def test_compile(tmp_path, model, cache):
     (data / "classes.txt").unlink()
     assert main("packs", "compile", "--examples", data, "-o", out, "--names", "1=a,2=b") == 0
     assert PromptPack.load(out).names == {1: "a", 2: "b"}
+
+
+def test_where_no_pack_can_be_written_is_told_before_any_work(tmp_path, model, capsys):
+    data = write_set(tmp_path / "data", 1)
+    pair = (data / "images" / "0.png", data / "masks" / "0.png")
+    (tmp_path / "file").touch()
+    for out, message in ((tmp_path / "file" / "x.safetensors", "file is a file"), (tmp_path, "got the folder")):
+        with pytest.raises(SystemExit):
+            main("packs", "compile", "--example", *pair, "-o", out)
+        assert message in capsys.readouterr().err
+    with pytest.raises(PackError, match=r"^cannot write [^\n]*x\.safetensors: (?!cannot write)"):
+        PromptPack.load(tmp_path / "prompts" / "cells.safetensors").save(tmp_path / "file" / "x.safetensors")
 
 
 def test_errors_of_the_system_name_their_file_first(tmp_path, monkeypatch, capsys):

@@ -53,6 +53,19 @@ def output_folder(text: str) -> Path:
     return folder
 
 
+def output_file(text: str) -> Path:
+    """Reads a file to write. Its folder need not be there yet.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a folder, or nothing may be written there.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file to write, got the folder {text!r}; add a name")
+    output_folder(str(path.parent))
+    return path
+
+
 def tile_side(text: str) -> int | str:
     """Reads a number of pixels, or "auto".
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from incontext.cli.arguments import class_names
+from incontext.cli.arguments import class_names, output_file
 from incontext.cli.model_options import add_device, add_model
 
 
@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--example", nargs=2, action="append", default=[], metavar=("IMAGE", "MASK"), help="may be given several times"
     )
     compiled.add_argument("--examples", metavar="DATA", help="many: a folder or file as `incontext label` takes")
-    compiled.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
+    compiled.add_argument("-o", "--output", type=output_file, required=True, metavar="NAME.safetensors")
     add_model(compiled)
     compiled.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
     compiled.add_argument("--kind", choices=("instance", "semantic"), default="semantic", help="(default semantic)")
@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Makes one pack of several; classes of one name become one. It does what they do in one call.",
     )
     merge.add_argument("packs", nargs="+", metavar="PACK", help="names or files")
-    merge.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
+    merge.add_argument("-o", "--output", type=output_file, required=True, metavar="NAME.safetensors")
     merge.set_defaults(run=run_merge)
 
     verify = actions.add_parser(

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from incontext.cli.arguments import output_file
 from incontext.cli.model_options import add_device, add_model
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("data", metavar="DATA", help="labelled images: a folder or file as `incontext label` takes")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="NAME.safetensors", help="the pack to write"
+        "-o", "--output", type=output_file, required=True, metavar="NAME.safetensors", help="the pack to write"
     )
     add_model(parser)
     parser.add_argument("--config", type=Path, metavar="JSON", help="fields of TuneConfig; flags win over it")

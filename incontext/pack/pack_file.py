@@ -89,7 +89,9 @@ def write_pack(pack: PromptPack, path: str | Path) -> None:
         with replacing(path.with_suffix(".md")) as draft:
             pictures = [each.relative_to(path.parent).as_posix() for each in pictures_of(path)]
             draft.write_text(card(pack, path.name, pictures), encoding="utf-8")
-    except (CheckpointError, OSError) as error:
+    except CheckpointError as error:  # names the file already
+        raise PackError(str(error)) from error
+    except OSError as error:
         raise PackError(f"cannot write {path}: {error}") from error
 
 
