@@ -80,6 +80,7 @@ def test_a_pack_is_made_tested_and_shown(tmp_path, model, capsys):
     assert "held-out IoU, tuned" in capsys.readouterr().out
     assert main("packs", "verify", out, "--test", test, "--test-limit", 2, "--real", data) == 0
     printed = capsys.readouterr().out
+    assert sum("6 real examples" in key for key in told) == 2  # there are no 8
     for key in told:  # scored again, it is as good as its card says
         assert f"{key}: {pack.evaluation[key]} (the card says {pack.evaluation[key]})" in printed
 

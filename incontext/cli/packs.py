@@ -62,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     verify.add_argument(
         "--test-limit", type=int, metavar="N", help="take N images of --test, evenly spread (default all)"
     )
-    verify.add_argument("--real", metavar="DATA", help="with --test: compare with 8 real examples drawn from these")
+    verify.add_argument("--real", metavar="DATA", help="with --test: compare with up to 8 real examples of these")
     add_device(verify)
     verify.set_defaults(run=run_verify)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from incontext.labelled_folders import Item
     from incontext.types import Example
 
-_SHOTS, _DRAWS = 8, 3  # real examples that a pack is compared with, and how often they are drawn
+_SHOTS, _DRAWS = 8, 3  # how many real examples a pack is compared with at most, and how often they are drawn
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -62,7 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action=argparse.BooleanOptionalAction,
         help="recompute activations instead of keeping them, for large models",
     )
-    parser.add_argument("--test", metavar="DATA", help="score the pack, and 8 real examples, on these labelled images")
+    parser.add_argument(
+        "--test", metavar="DATA", help="score the pack, and up to 8 real examples, on these labelled images"
+    )
     parser.add_argument(
         "--test-limit", type=int, metavar="N", help="take N images of --test, evenly spread (default all)"
     )
@@ -136,13 +138,14 @@ def compare(
     from incontext.evaluation.pack_scores import score_pack
     from incontext.predictor import Predictor
 
-    drawn = []
+    drawn, shots = [], _SHOTS
     if real is not None:
         pool = labelled(real)
+        shots = min(_SHOTS, len(pool))
         orders = [np.random.default_rng(seed).permutation(len(pool)) for seed in range(_DRAWS)]
-        drawn = [[pool[int(k)] for k in order[:_SHOTS]] for order in orders]
+        drawn = [[pool[int(k)] for k in order[:shots]] for order in orders]
     found = score_pack(Predictor(model, device=device), pack, labelled(test, limit), drawn)
-    return found.describe(Path(test).name, _SHOTS)
+    return found.describe(Path(test).name, shots)
 
 
 def labelled(source: str, limit: int | None = None) -> Sequence[Example]:

@@ -36,8 +36,9 @@ class PackScore:
         }
         if self.real:
             draws = f"{len(self.real)} draws" if len(self.real) > 1 else "one draw"
-            told[f"test mIoU, {shots} real examples, mean of {draws}"] = round(100 * float(np.mean(self.real)), 2)
-            told[f"test mIoU, {shots} real examples, best draw"] = round(100 * max(self.real), 2)
+            real = f"{shots} real example{'s' * (shots > 1)}"
+            told[f"test mIoU, {real}, mean of {draws}"] = round(100 * float(np.mean(self.real)), 2)
+            told[f"test mIoU, {real}, best draw"] = round(100 * max(self.real), 2)
         return told
 
 
