@@ -12,7 +12,7 @@ from predictions import predictor
 from small_sets import write
 
 from incontext.cli.evaluate_risk import add_risk_parser
-from incontext.evaluation.risk import SIZE, Judged, RiskReport, Trust, judge_episodes, painted_once, risk_curve
+from incontext.evaluation.risk import CHANCE, SIZE, Judged, RiskReport, Trust, judge_episodes, painted_once, risk_curve
 from incontext.evaluation.risk_report import aligned, save
 from incontext.labelled_folders import SetError, find_sets
 from incontext.types import Segmentation
@@ -49,7 +49,7 @@ def test_gain_runs_from_chance_to_perfect():
     assert report([1.0] * 5, risks).gains("mine")["a"] == pytest.approx(0)
     assert report(risks, risks).gains("mine")["a"] < 0
     assert report([1, 2], [0.3, 0.3]).gains("mine") == {}  # no room
-    assert report([1.0] * 5, risks).areas("random")["a"] == pytest.approx(np.mean(risks))
+    assert report([1.0] * 5, risks).areas(CHANCE)["a"] == pytest.approx(np.mean(risks))
     with pytest.raises(ValueError, match="masks to judge"):
         RiskReport.of("masks", [])
 
@@ -138,7 +138,7 @@ def test_judges_masks_and_images(source):
 def test_table_json_and_chart(tmp_path):
     pytest.importorskip("matplotlib")
     one = report([0.9, 0.1, 0.5], [0.0, 0.8, 0.4])
-    assert [row["score"] for row in one.table()][-1] == "random"
+    assert [row["score"] for row in one.table()][-1] == CHANCE
     text = aligned([one])
     assert "mine" in text and "20.0" in text
     files = save([one], tmp_path, {"seed": 0})
@@ -162,8 +162,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "6 masks" in printed and "3 images" in printed and SIZE in printed
     stored = json.loads((tmp_path / "out" / "risk.json").read_text())
-    kinds = {"mean confidence", "score", "wholeness", "agreement", "trust without views", "trust"}
-    assert {row["score"] for row in stored["scores"]["images"]} == kinds | {"random", "oracle", SIZE}
+    kinds = {"mean confidence", "score", "wholeness", "disagreement", "trust without views", "trust"}
+    assert {row["score"] for row in stored["scores"]["images"]} == kinds | {"chance", "perfect order", SIZE}
     assert len(stored["settings"]["temperatures"]) == 1  # fitted once: all queries share their examples
     args = parser.parse_args(["risk", str(tmp_path / "data"), "--shots", "0"])
     with pytest.raises(ValueError, match="at least 1"):

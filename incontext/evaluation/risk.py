@@ -1,4 +1,4 @@
-"""Do scores find the bad masks? Risk-coverage curves of scores against chance, mask size and perfect knowledge.
+"""Do scores find the bad masks? Risk-coverage curves of scores against chance, mask size and a perfect order.
 
 Results are sorted by a score, the most trusted first. Coverage is the part that is kept, risk the mean of 1 - IoU over
 what is kept (El-Yaniv and Wiener 2010; the area under the curve, AURC: Geifman et al. 2019). The user who looks at the
@@ -30,6 +30,9 @@ REVIEWED = 0.2
 
 SIZE = "mask size"
 """The baseline that needs no confidence: small masks are the worst."""
+
+CHANCE, PERFECT = "chance", "perfect order"
+"""The ends of the scale: any order, in expectation, and results sorted by the risk itself."""
 
 
 class Judge(Protocol):
@@ -124,7 +127,7 @@ class RiskReport:
     Attributes:
         level: "masks" or "images".
         results: what was judged.
-        kinds: of scores, with "random" (its expectation) and "oracle" (sorted by the risk itself).
+        kinds: of scores, with `CHANCE` and `PERFECT`.
         sets: set -> for each of its jobs, kind -> curve.
     """
 
@@ -154,12 +157,12 @@ class RiskReport:
         return self._by_set(lambda curves: curves[kind].area)
 
     def gains(self, kind: str) -> dict[str, float]:
-        """Set -> how far from chance (0) towards perfect knowledge (1) a kind of score gets: of AURC. Jobs whose
+        """Set -> how far from chance (0) towards a perfect order (1) a kind of score gets: of AURC. Jobs whose
         results are all equally good have no room for either, and sets of such jobs alone are left out."""
 
         def gain(curves: Mapping[str, RiskCurve]) -> float:
-            room = curves["random"].area - curves["oracle"].area
-            return (curves["random"].area - curves[kind].area) / room if room > 1e-9 else float("nan")
+            room = curves[CHANCE].area - curves[PERFECT].area
+            return (curves[CHANCE].area - curves[kind].area) / room if room > 1e-9 else float("nan")
 
         return self._by_set(gain)
 
@@ -208,7 +211,7 @@ def _curves(results: Sequence[Judged]) -> dict[str, RiskCurve]:
     """The curves of one job: kind -> curve."""
     risks = [each.risk for each in results]
     kinds = {kind: [each.scores[kind] for each in results] for kind in results[0].scores}
-    kinds = {"random": [0.0] * len(results), **kinds, "oracle": [-risk for risk in risks]}
+    kinds = {CHANCE: [0.0] * len(results), **kinds, PERFECT: [-risk for risk in risks]}
     return {kind: risk_curve(scores, risks) for kind, scores in kinds.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from incontext.atomic import replacing
-from incontext.evaluation.risk import REVIEWED, RiskReport
+from incontext.evaluation.risk import CHANCE, PERFECT, REVIEWED, RiskReport
 from incontext.evaluation.tables import align
 
 _COVERAGE = np.linspace(0.01, 1, 100)
@@ -20,7 +20,7 @@ def aligned(reports: Sequence[RiskReport]) -> str:
     """Tables for a terminal, one for each report: means over the sets, then the gain in each set."""
     lines = []
     for report in reports:
-        found, sets = f"bad in last {100 * REVIEWED:.0f}%", list(report.gains("random"))
+        found, sets = f"bad in last {100 * REVIEWED:.0f}%", list(report.gains(CHANCE))
         heads = [f"{len(report.results)} {report.level}", "AURC", "gain", found, *sets]
         rows = [heads]
         for row in report.table():
@@ -69,7 +69,7 @@ def _draw(reports: Sequence[RiskReport], path: Path) -> Path | None:
     figure = Figure(figsize=(6.4 * len(reports), 4.6), layout="constrained")
     for panel, report in zip(figure.subplots(1, len(reports), squeeze=False)[0], reports, strict=True):
         for row in report.table():
-            plain = {"random": {"color": "0.6", "ls": "--"}, "oracle": {"color": "0.6", "ls": ":"}}
+            plain = {CHANCE: {"color": "0.6", "ls": "--"}, PERFECT: {"color": "0.6", "ls": ":"}}
             label = f"{row['score']}, AURC {_percent(row['aurc'])}"
             kept = 1 - report.risk_at(row["score"], _COVERAGE)
             panel.plot(100 * _COVERAGE, 100 * kept, label=label, **plain.get(row["score"], {}))
