@@ -147,6 +147,7 @@ def hub(tmp_path, monkeypatch):
     hub = FakeHub(tmp_path / "hub")
     monkeypatch.setattr("huggingface_hub.HfApi", hub.api)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.download)
+    monkeypatch.setattr("incontext.pack.hub.is_reachable", lambda: True)
     return hub
 
 
@@ -168,6 +169,16 @@ def test_push_and_pull(tmp_path, model, hub, capsys):
     assert main("packs", "pull", "me/nothing") == 2
     assert "hub shows no me/nothing" in capsys.readouterr().err
     assert main("packs", "pull", "me/packs", "--name", "other") == 2
+
+
+def test_a_hub_that_is_away_and_a_name_that_is_none(tmp_path, model, hub, monkeypatch, capsys):
+    monkeypatch.setattr("incontext.pack.hub.is_reachable", lambda: False)
+    monkeypatch.setattr(hub, "files", lambda *_, **__: pytest.fail("asked"))
+    for command in (["pull"], ["push", "cells"]):
+        assert main("packs", *command, "me/packs") == 2
+        assert "the hub cannot be reached for me/packs" in capsys.readouterr().err
+        assert main("packs", *command, "nosuch") == 2
+        assert "expected a repository on the hub as OWNER/NAME, got 'nosuch'" in capsys.readouterr().err
 
 
 def test_what_is_hostile_on_the_hub_stays_there(tmp_path, model, hub):

@@ -72,6 +72,7 @@ def hub(tmp_path, monkeypatch):
     hub = Hub(tmp_path)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", hub.try_to_load_from_cache)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.hf_hub_download)
+    monkeypatch.setattr(zoo, "is_reachable", lambda: True)
     return hub
 
 
@@ -189,6 +190,15 @@ def test_offline_for_real(tmp_path, monkeypatch):
     assert describe(zoo.MODELS["seggpt-vit-large"]).place == "not downloaded"
     with pytest.raises(ModelUnavailableError, match="incontext pull seggpt-vit-large"):
         load_model("seggpt-vit-large")
+
+
+def test_without_a_connection_nothing_is_asked_of_the_hub(tmp_path, monkeypatch):
+    """Its client would try for half a minute."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(zoo, "is_reachable", lambda: False)
+    monkeypatch.setattr(huggingface_hub.file_download, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(ModelUnavailableError, match="not in the cache and the hub cannot be reached"):
+        pull(find_entry("seggpt-vit-large"))
 
 
 # The commands

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ import torch
 
 from incontext.model.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from incontext.model.config import PRESETS, SegGPTConfig
+from incontext.model.hub_access import REPO_ID, is_reachable
 from incontext.model.seggpt import SegGPT
 from incontext.model.weight_files import read_metadata, weight_paths
 
 DEFAULT = "incontext-small"
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what ships inside the package
 
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".safetensors", ".pth", ".json")
 
 
@@ -147,7 +146,7 @@ def find_entry(name_or_path: str | Path) -> ModelEntry | None:
     path = Path(name).expanduser()
     if isinstance(name_or_path, Path) or path.exists() or path.suffix in _SUFFIXES:
         return None
-    if _REPO_ID.fullmatch(name):
+    if REPO_ID.fullmatch(name):
         files = ("model.safetensors", "config.json")
         return ModelEntry(name, SegGPTConfig(), None, "see its page", files, name, "from the hub")
     raise ModelUnavailableError(
@@ -176,6 +175,8 @@ def locate(entry: ModelEntry, revision: str | None = None) -> Path | None:
 def pull(entry: ModelEntry, revision: str | None = None) -> Path:
     """Downloads a model into the hub's cache, with progress; goes on where an earlier attempt stopped.
 
+    Without a connection it takes what is in the cache.
+
     Args:
         entry: the model.
         revision: branch, tag or commit; None is the main branch.
@@ -198,7 +199,8 @@ def pull(entry: ModelEntry, revision: str | None = None) -> Path:
 
     with _hub_errors(entry, revision):
         # The small files first: a wrong repository shows before the long download.
-        paths = [hf_hub_download(entry.repo, file, revision=revision) for file in reversed(entry.files)]
+        options = {"revision": revision, "local_files_only": not is_reachable()}
+        paths = [hf_hub_download(entry.repo, file, **options) for file in reversed(entry.files)]
     return Path(paths[-1])
 
 

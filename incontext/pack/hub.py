@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from incontext.model.hub_access import REPO_ID, is_reachable
 from incontext.pack.pack_file import SUFFIX, pictures_of, read_pack, write_pack
 from incontext.pack.prompt_pack import PackError
 
@@ -22,12 +23,13 @@ def push_pack(path: str | Path, repo: str, *, private: bool = False) -> str:
         The commit's address.
 
     Raises:
-        PackError: the pack cannot be used, or the hub refuses.
+        PackError: the pack cannot be used, or the hub cannot be reached or refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     path = Path(path).expanduser()
     pack = read_pack(path)
+    _check(repo)
     files = [each for each in (path, path.with_suffix(".md"), *pictures_of(path)) if each.is_file()]
     places = [each.relative_to(path.parent).as_posix() for each in files]
     operations = [
@@ -59,6 +61,7 @@ def pull_packs(repo: str, folder: str | Path, *, name: str | None = None, revisi
     """
     from huggingface_hub import HfApi, hf_hub_download
 
+    _check(repo)
     with _hub_errors(repo):
         found = [PurePosixPath(each) for each in HfApi().list_repo_files(repo, revision=revision)]
     found = sorted(each for each in found if each.suffix == SUFFIX and name in (None, each.stem))
@@ -72,6 +75,13 @@ def pull_packs(repo: str, folder: str | Path, *, name: str | None = None, revisi
         write_pack(read_pack(fetched), target)
         written.append(target)
     return written
+
+
+def _check(repo: str) -> None:
+    if not REPO_ID.fullmatch(repo):
+        raise PackError(f"expected a repository on the hub as OWNER/NAME, got {repo!r}")
+    if not is_reachable():
+        raise PackError(f"the hub cannot be reached for {repo} (offline, or HF_HUB_OFFLINE is set)")
 
 
 @contextmanager
