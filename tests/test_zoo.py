@@ -10,7 +10,7 @@ import sys
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import errors
+from huggingface_hub import constants, errors, file_download
 from random_models import TINY, random_model
 
 from incontext.cli import weights as commands
@@ -185,8 +185,8 @@ def test_hub_errors(hub, error, expected):
 
 def test_offline_for_real(tmp_path, monkeypatch):
     """huggingface_hub itself, told that there is no connection."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert describe(zoo.MODELS["seggpt-vit-large"]).place == "not downloaded"
     with pytest.raises(ModelUnavailableError, match="incontext pull seggpt-vit-large"):
         load_model("seggpt-vit-large")
@@ -194,9 +194,9 @@ def test_offline_for_real(tmp_path, monkeypatch):
 
 def test_without_a_connection_nothing_is_asked_of_the_hub(tmp_path, monkeypatch):
     """Its client would try for half a minute."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(zoo, "is_reachable", lambda: False)
-    monkeypatch.setattr(huggingface_hub.file_download, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(file_download, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(ModelUnavailableError, match="not in the cache and the hub cannot be reached"):
         pull(find_entry("seggpt-vit-large"))
 
