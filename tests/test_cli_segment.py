@@ -1,5 +1,7 @@
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +212,33 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, model, shown, monkeypatc
         main(*images, *shown, "-o", tmp_path / "out", "--batch-size", 1)
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert report["total"] == 4 and report["segmented"] == 2 == len(report["images"])
+
+
+KILLED = """
+import os, sys
+from fake_models import ColourMatcher
+from incontext import export
+from incontext.cli.main import main
+from incontext.model import zoo
+
+def write_and_die(*arguments, write=export.write_indexed):
+    write(*arguments)
+    os.kill(os.getpid(), 9)
+
+export.write_indexed, zoo.load_model = write_and_die, lambda *_, **__: ColourMatcher()
+main(["segment", *sys.argv[1:]])
+"""
+
+
+def test_a_killed_run_can_be_started_again(tmp_path, model, shown):
+    images = [save(tmp_path / f"{k}.png", scene(blocks([1, 2], seed=k))) for k in range(3)]
+    out = tmp_path / "out"
+    words = [str(word) for word in (*images, *shown, "-o", out, "--device", "cpu")]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=Path(__file__).parent)
+    assert killed.returncode == -9 and list((out / "masks").glob("[0-2].png")) and not (out / "sheet.png").exists()
+    assert json.loads((out / "results.json").read_text())["images"] == []
+    assert main(*words) == 0
+    assert json.loads((out / "results.json").read_text())["segmented"] == 3
 
 
 def test_many_results_make_a_bounded_sheet(tmp_path, model, shown, monkeypatch):

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SHEET_RESULTS = 24
 """How many results the contact sheet shows at most."""
 
+REPORT = "results.json"
+"""What was done, in the folder of the results."""
+
 _SHEET_SIDE = 640  # pixels of a picture kept for the sheet
 
 
@@ -91,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     shown = [Path(path).expanduser() for pair in args.example for path in pair]
     masks, overlays = args.output / "masks", args.output / "overlays"
     inputs = find_images(args.images, skip=[*shown[1::2], args.output / "sheet.png"], skip_folders=[masks, overlays])
-    report = args.output / "results.json"
+    report = args.output / REPORT
     outputs = [masks / f"{each.name}.png" for each in inputs] + [overlays / f"{each.name}.jpg" for each in inputs]
     outputs += [report, args.output / "sheet.png"]
     _protect(outputs, [*shown, *(each.path for each in inputs)], written_before=report.exists())
@@ -127,6 +130,7 @@ class _Job:
         predictor: Any,
     ) -> None:
         self.args, self.examples, self.prompt = args, examples, prompt
+        self.report = args.output / REPORT
         self.inputs, self.predictor = inputs, predictor
         self.ensemble = prompt.ensemble_for(args.ensemble)
         self.kind = prompt.kind_for(args.kind, "instance")
@@ -147,7 +151,8 @@ class _Job:
     def segment(self) -> None:
         """Segments all inputs, writes masks and overlays as results come, and at last the rest.
 
-        What was done before an error or Ctrl-C is in `results.json` too.
+        What was done before an error or Ctrl-C is in `results.json` too. That file is there before the first mask, so
+        that a run that was killed can be started again: it tells that the masks beside it are no one else's.
         """
         import sys
         import time
@@ -168,6 +173,8 @@ class _Job:
             batch_size=self.batch_size,
             on_error="yield",
         )
+        if not self.report.exists():
+            self._write_report()
         # disable=None: silent unless standard error is a terminal
         self.moments.append(time.perf_counter())
         bar = tqdm(total=len(self.inputs), unit="image", disable=None, file=sys.stderr)
@@ -239,13 +246,28 @@ class _Job:
 
     def _finish(self) -> None:
         """Writes `results.json` and the contact sheet."""
+        from incontext.export import contact_sheet, write_image
+
+        self._share_out_time()
+        self._write_report()
+        part = f"{len(self.cards)} of {len(self.inputs)} images"
+        sheet = contact_sheet(
+            self.examples,
+            [(image, segmentation) for _, image, segmentation in self.cards],
+            title=part if len(self.cards) < len(self.inputs) else "",
+            example_titles=[Path(image).name for image, _ in self.args.example],
+            result_titles=[each.name.as_posix() for each, _, _ in self.cards],
+            limit=SHEET_RESULTS,
+        )
+        write_image(self.args.output / "sheet.png", sheet)
+
+    def _write_report(self) -> None:
+        """Writes `results.json`, of what has been done so far."""
         import json
 
         from incontext.atomic import replacing
-        from incontext.export import contact_sheet, write_image
 
         args = self.args
-        self._share_out_time()
         names = {str(id): name for id, name in self.prompt.names.items()}
         report = {
             "model": args.model,
@@ -271,18 +293,8 @@ class _Job:
             "failed": self.failed,
             "images": self.records,
         }
-        with replacing(args.output / "results.json") as draft:
+        with replacing(self.report) as draft:
             draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part = f"{len(self.cards)} of {len(self.inputs)} images"
-        sheet = contact_sheet(
-            self.examples,
-            [(image, segmentation) for _, image, segmentation in self.cards],
-            title=part if len(self.cards) < len(self.inputs) else "",
-            example_titles=[Path(image).name for image, _ in args.example],
-            result_titles=[each.name.as_posix() for each, _, _ in self.cards],
-            limit=SHEET_RESULTS,
-        )
-        write_image(args.output / "sheet.png", sheet)
 
     def _share_out_time(self) -> None:
         """Gives every record its `seconds`: of a batch, whose results come together, the mean."""
