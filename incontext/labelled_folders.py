@@ -1,22 +1,25 @@
 """Labelled folders: sets of images with masks, and sets of videos.
 
-SET/images/NAME.jpg          SET/masks/NAME.png     8-bit ids: 0 background, 255 ignore
+SET/images/NAME.jpg          SET/masks/NAME.png     8-bit ids: 0 background, 255 ignore; or black and white
                              SET/masks_inst/NAME.png   optional, ids of single objects
 SET/classes.txt              optional, a line "ID NAME" for each id
 SET/VIDEO/frames/00000.jpg   SET/VIDEO/masks/00000.png
+
+A mask that holds 0 and 255 alone is black and white, or says no more than what nobody knows. All masks of its set
+together tell which: see `SetMasks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from incontext.image import open_image
+from incontext.image import open_image, open_labels
 from incontext.types import IGNORE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -29,6 +32,26 @@ class SetError(ValueError):
     """A folder is not laid out as expected."""
 
 
+@dataclass(frozen=True, eq=False)
+class SetMasks:
+    """The masks of one set.
+
+    Attributes:
+        files: all of them, of all videos if it is a set of videos.
+    """
+
+    files: tuple[Path, ...]
+
+    @cached_property
+    def binary(self) -> bool:
+        """Whether all are black and white, so that 255 is object 1; else it marks what nothing is known of.
+
+        Looks no further than the first mask that holds an id, which in most sets is the first. Masks that cannot be
+        read say nothing.
+        """
+        return not any(map(_holds_ids, self.files))
+
+
 @dataclass(frozen=True)
 class Item:
     """One image on disk, and its mask.
@@ -38,12 +61,14 @@ class Item:
         image: the picture.
         mask: ids of classes or objects; None only where unlabelled images were asked for.
         instances: ids of single objects, or None.
+        masks: those of its set, which tell what 255 means; None where it is ignored whatever they hold.
     """
 
     name: str
     image: Path
     mask: Path | None
     instances: Path | None = None
+    masks: SetMasks | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def ids(self) -> tuple[int, ...]:
@@ -55,14 +80,17 @@ class Item:
         return open_image(self.image)
 
     def open_labels(self) -> np.ndarray:
-        """int32 (H, W): ids as stored, 255 as `IGNORE`.
+        """int32 (H, W): ids as stored, 255 as `IGNORE`; or object 1, where all masks of the set are black and white.
 
         Raises:
             SetError: there is no mask, or it is not a single-channel image.
         """
         if self.mask is None:
             raise SetError(f"{self.image}: expected an image with a mask, got one without")
-        return read_ids(self.mask)
+        ids = read_ids(self.mask)
+        if self.masks is not None and (ids == IGNORE).any() and self.masks.binary:
+            return open_labels(self.mask)  # soft edges too
+        return ids
 
     def open_pair(self) -> tuple[np.ndarray, np.ndarray]:
         """Image and labels.
@@ -136,7 +164,7 @@ def read_ids(mask: Path) -> np.ndarray:
         with Image.open(mask) as image:
             if image.mode not in ("L", "P", "1", "I;16", "I"):
                 raise SetError(f"{mask}: expected a mask of ids (8-bit grey or palette), got mode {image.mode}")
-            labels = np.array(image).astype(np.int32)
+            labels = np.array(ImageOps.exif_transpose(image)).astype(np.int32)
     except OSError as error:
         raise SetError(f"{mask}: expected a mask of ids, but it cannot be read: {error}") from error
     labels[labels == _IGNORED] = IGNORE
@@ -166,10 +194,26 @@ def _read_set(folder: Path, unlabelled: bool) -> ImageSet | VideoSet | None:
     name, names = folder.resolve().name, read_names(folder / "classes.txt")
     items = _items(folder, "images", unlabelled)
     if items:
-        return ImageSet(name, items, names)
-    videos = [(p.name, _items(p, "frames", unlabelled)) for p in sorted(folder.iterdir()) if p.is_dir()]
-    videos = [(video, frames) for video, frames in videos if len(frames) > 1]
-    return VideoSet(name, tuple(videos), names) if videos else None
+        return ImageSet(name, _together([items])[0], names)
+    videos = {p.name: _items(p, "frames", unlabelled) for p in sorted(folder.iterdir()) if p.is_dir()}
+    videos = {video: frames for video, frames in videos.items() if len(frames) > 1}
+    return VideoSet(name, tuple(zip(videos, _together(videos.values()), strict=True)), names) if videos else None
+
+
+def _together(groups: Iterable[tuple[Item, ...]]) -> list[tuple[Item, ...]]:
+    """The same items, which know each other's masks now."""
+    groups = list(groups)
+    masks = SetMasks(tuple(item.mask for items in groups for item in items if item.mask is not None))
+    return [tuple(replace(item, masks=masks) for item in items) for items in groups]
+
+
+def _holds_ids(mask: Path) -> bool:
+    """Whether a mask is not black and white: it has ids beside 255, or a palette in which 255 is no object."""
+    try:
+        stored, labels = read_ids(mask), open_labels(mask)
+    except ValueError:
+        return False  # whoever wants this very mask is told
+    return bool(((labels == IGNORE) | (labels > 0) & (labels == stored)).any())
 
 
 def _items(folder: Path, images: str, unlabelled: bool) -> tuple[Item, ...]:

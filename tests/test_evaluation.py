@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from incontext import labelled_folders
 from incontext.cli import demo, evaluate
 from incontext.evaluation import (
     CopyBaseline,
@@ -25,6 +26,8 @@ from incontext.evaluation import (
     within_image,
 )
 from incontext.evaluation.report import agreement, aligned, markdown, save
+from incontext.evaluation.vos_videos import folder_videos
+from incontext.image import open_labels
 from incontext.types import IGNORE, Example, Segmentation
 
 RED, BLUE, GREY = (200, 20, 20), (20, 20, 200), (120, 120, 120)
@@ -133,6 +136,40 @@ def test_255_is_ignored(tmp_path):
     (item,) = find_sets(tmp_path)[0].items
     assert np.array_equal(item.open_labels(), np.where(labels == 255, IGNORE, labels))
     assert item.ids == (1,)
+
+
+def test_all_masks_of_a_set_tell_what_255_means(tmp_path):
+    drawn, empty = block((12, 16), (255, 2, 2, 8, 8)), block((12, 16))
+    for name, labels in (("a", empty), ("b", drawn), ("c", drawn)):
+        write(tmp_path / "drawn", name, labels)
+        write(tmp_path / "ids", name, labels)
+        write(tmp_path / "clips" / "one", name, labels, images="frames")
+    write(tmp_path / "ids", "d", block((12, 16), (3, 0, 0, 6, 6)))
+    clips, of_ids, black_and_white = (find_sets(tmp_path, [name])[0] for name in ("clips", "ids", "drawn"))
+    for items in (black_and_white.items, clips.videos[0][1]):
+        assert [item.ids for item in items] == [(), (1,), (1,)]
+        assert np.array_equal(items[1].open_labels(), drawn > 0)
+    assert [item.ids for item in of_ids.items] == [(), (), (), (3,)]
+    assert np.array_equal(of_ids.items[1].open_labels(), np.where(drawn == 255, IGNORE, 0))
+    assert folder_videos(tmp_path / "clips")[0].truth("b").max() == 1
+    assert len(list(across_images(black_and_white, 1))) == 2
+    soft = Image.fromarray(np.uint8(block((96, 96), (255, 20, 20, 70, 70)))).filter(ImageFilter.GaussianBlur(2))
+    soft.save(tmp_path / "drawn" / "masks" / "b.png")
+    assert [item.ids for item in find_sets(tmp_path, ["drawn"])[0].items] == [(), (1,), (1,)]
+
+
+def test_masks_are_not_opened_twice_where_the_first_one_tells(tmp_path, monkeypatch):
+    for number in range(5):
+        write(tmp_path / "s", f"{number}", block((12, 16), (1, 0, 0, 6, 6), (255, 8, 8, 12, 16)))
+    opened = []
+    monkeypatch.setattr(labelled_folders, "open_labels", lambda mask: opened.append(mask.stem) or open_labels(mask))
+    items = find_sets(tmp_path)[0].items
+    assert not opened and [item.ids for item in items] == [(1,)] * 5 and opened == ["0"]
+    (tmp_path / "s" / "masks" / "0.png").write_bytes(b"broken")
+    again = find_sets(tmp_path)[0].items
+    assert again[3].ids == (1,)
+    with pytest.raises(SetError, match=r"0\.png: expected a mask of ids, but it cannot be read"):
+        again[0].open_labels()
 
 
 def test_across_images_the_query_is_never_an_example_and_the_truth_does_not_depend_on_shots(data):

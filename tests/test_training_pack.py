@@ -137,6 +137,21 @@ def test_masks_that_would_lose_their_meaning(mask, message, tmp_path):
     assert not (tmp_path / "out.pack").exists()
 
 
+def test_all_masks_of_a_set_tell_what_255_means(tmp_path):
+    drawn = np.zeros((20, 30), np.uint8)
+    drawn[4:12, 5:20] = 255
+    for name, masks in {"drawn": (drawn, drawn), "ids": (drawn, np.full((20, 30), 7, np.uint8))}.items():
+        for number, mask in enumerate(masks):
+            write(tmp_path / name / "images" / f"{number}.png", np.zeros((20, 30, 3), np.uint8))
+            write(tmp_path / name / "masks" / f"{number}.png", mask)
+            write(tmp_path / name / "masks_inst" / f"{number}.png", drawn)
+    pack = pack_folders(tmp_path, tmp_path / "out.pack")
+    for name, meaning in (("drawn", 1), ("ids", 255)):
+        record = pack[pack.sets[name][0]]
+        assert np.array_equal(record.labels, np.where(drawn > 0, meaning, 0))
+        assert np.array_equal(record.instances, drawn > 0)  # a set of masks of its own
+
+
 def test_a_mask_of_one_bit_is_class_1(tmp_path):
     write(tmp_path / "set" / "images" / "x.png", np.zeros((20, 30, 3), np.uint8))
     write(tmp_path / "set" / "masks" / "x.png", np.ones((20, 30), bool))

@@ -21,7 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="labelled folders: other images of a set, other half of an image, video from its first frame",
         description="Scores a model and two baselines (copying the example's mask; nearest neighbour on "
         "colour and position) on folders laid out as SET/images + SET/masks, or SET/VIDEO/frames + "
-        "SET/VIDEO/masks. Masks are 8-bit ids: 0 background, 255 ignore. SET/classes.txt may name the ids.",
+        "SET/VIDEO/masks. Masks are 8-bit ids: 0 background, 255 ignore; or all of a set are black and white (0 and "
+        "255). SET/classes.txt may name the ids.",
     )
     folders.add_argument("data", type=Path, metavar="DATA", help="a folder of sets, or one set")
     folders.add_argument(

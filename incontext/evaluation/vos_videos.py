@@ -164,7 +164,8 @@ def folder_videos(root: Path) -> list[Video]:
     for source in sets:
         for name, items in source.videos:
             label = f"{source.name}-{name}" if len(sets) > 1 else name
-            videos.append(Video(label, tuple(i.image for i in items), {i.image.stem: i.mask for i in items}))
+            masks = {item.image.stem: item.mask for item in items}
+            videos.append(Video(label, tuple(item.image for item in items), masks, items[0].masks.binary))
     if not videos:
         raise VideoError(f"{root}: expected VIDEO/frames/00000.jpg with VIDEO/masks/00000.png, found no video")
     return videos

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from incontext.image import open_labels
-from incontext.labelled_folders import VideoSet, find_sets
+from incontext.labelled_folders import SetMasks, VideoSet, find_sets
+from incontext.labelled_folders import read_ids as read_stored
 from incontext.training.pack import IGNORE_ID, LARGEST_ID
 from incontext.types import IGNORE
 
@@ -53,13 +54,17 @@ class MaskFiles:
 
     Attributes:
         labels, instances: the files, or None.
+        all_labels, all_instances: those of the whole set, which tell what 255 means; without them each file does.
     """
 
     labels: Path | None
     instances: Path | None = None
+    all_labels: SetMasks | None = None
+    all_instances: SetMasks | None = None
 
     def __call__(self, size: tuple[int, int]) -> Maps:
-        labels, instances = (None if path is None else read_ids(path, size) for path in (self.labels, self.instances))
+        labels = None if self.labels is None else read_ids(self.labels, size, self.all_labels)
+        instances = None if self.instances is None else read_ids(self.instances, size, self.all_instances)
         return labels, instances
 
 
@@ -95,12 +100,13 @@ def list_sets(root: str | Path) -> dict[str, list[Item]]:
     sets: dict[str, list[Item]] = {}
     for found in find_sets(root, unlabelled=True):
         videos = found.videos if isinstance(found, VideoSet) else (("", found.items),)
+        instances = SetMasks(tuple(each.instances for _, items in videos for each in items if each.instances))
         sets[found.name] = [
             Item(
                 found.name,
                 f"{video}-{each.name}" if video else each.name,
                 each.image,
-                MaskFiles(each.mask, each.instances),
+                MaskFiles(each.mask, each.instances, each.masks, instances),
                 video,
             )
             for video, items in videos
@@ -109,8 +115,13 @@ def list_sets(root: str | Path) -> dict[str, list[Item]]:
     return sets
 
 
-def read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Reads a mask as uint8 (H, W): 255 is ignored, but where a mask holds 0 and 255 alone 255 is an object.
+def read_ids(path: Path, size: tuple[int, int], masks: SetMasks | None = None) -> np.ndarray:
+    """Reads a mask as uint8 (H, W): 255 is ignored, but where all masks hold 0 and 255 alone 255 is an object.
+
+    Args:
+        path: the file.
+        size: (H, W) of its image.
+        masks: all masks of its set; those of other layouts are read one by one.
 
     Raises:
         ValueError: if it holds colours, ids above 254, or has another size than its image's (H, W).
@@ -120,6 +131,8 @@ def read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
             # Colours get their ids file by file, which would tie unlike things together across a set.
             raise ValueError(f"{path}: expected one channel of ids 0..254, got mode {file.mode}; save ids instead")
     ids = open_labels(path)
+    if masks is not None and (unknown := read_stored(path) == IGNORE).any() and not masks.binary:
+        ids[unknown] = IGNORE
     if ids.max() > LARGEST_ID:
         raise ValueError(f"{path}: expected ids 0..254, got ids up to {ids.max()}; renumber the mask")
     if ids.shape != size:
