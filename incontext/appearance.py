@@ -33,7 +33,7 @@ SHARPNESS = 0.15
 PLACE = 3.0
 """Weight of the place, 0..1 across the image."""
 
-SHAPE = (0.55, 2.0)
+SHAPE = (0.4, 2.0)
 """(factor, exponent) of how the model is weighted by what its patches can hold of an id's shape."""
 
 NEARER, NEARER_TO_SEVERAL, FARTHER = 4.0, 1.0, 2.0
@@ -122,6 +122,7 @@ class Appearance:
         judged: float (m, f), features of fewer pixels.
         owner: int (m,), the number of the example that each of these is from.
         squares: int (m,), which of two halves of it.
+        strength: factor of the odds at which it counts beside the model.
     """
 
     ids: tuple[int, ...]
@@ -134,11 +135,18 @@ class Appearance:
     judged: Tensor
     owner: Tensor
     squares: Tensor
+    strength: float = 1.0
 
     @classmethod
     @torch.inference_mode()
     def of(
-        cls, ids: Sequence[int], samples: Sequence[Sample], *, placed: bool = True, keys: int = KEYS
+        cls,
+        ids: Sequence[int],
+        samples: Sequence[Sample],
+        *,
+        placed: bool = True,
+        keys: int = KEYS,
+        strength: float = 1.0,
     ) -> Appearance | None:
         """Learns the appearance of ids.
 
@@ -147,6 +155,7 @@ class Appearance:
             samples: of the examples, at least one.
             placed: whether the place in the image means something. It does not in tiles.
             keys: how many pixels are kept at most.
+            strength: factor of the odds at which it counts beside the model; above 0.
 
         Returns:
             The appearance; None if no pixel of the examples is labelled.
@@ -161,7 +170,7 @@ class Appearance:
         found = _found((judged @ _metric(covariance, place))[:, :-2], labels, owner, squares)
         shown = torch.stack([each.shown for each in samples])
         held = (torch.stack([each.held for each in samples]) * shown).sum(0) / shown.sum(0).clamp_min(1)
-        return cls(tuple(ids), features, values, covariance, place, found, held, judged, owner, squares)
+        return cls(tuple(ids), features, values, covariance, place, found, held, judged, owner, squares, strength)
 
     @torch.inference_mode()
     def find(self, features: Tensor) -> Likeness:
@@ -191,7 +200,7 @@ class Appearance:
         far = far ** (FARTHER if far > 1 else NEARER_TO_SEVERAL if several else NEARER)
         factor, exponent = SHAPE
         found = self.found[1:]
-        weights = found / (found + factor * far * self.held**exponent + 1e-3)
+        weights = found / (found + factor / self.strength * far * self.held**exponent + 1e-3)
         background = weights[found > 0].mean().nan_to_num(0.0)
         return torch.cat((background[None], weights))
 

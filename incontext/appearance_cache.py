@@ -119,7 +119,8 @@ class AppearanceCache:
                 samples = [sample for pack in packs for sample in self._samples_of(pack, ids, tile, detail)]
                 samples += [self._sample(each, ids, tile, detail) for each in examples]
                 keys = KEYS if detail == 1 else KEYS // 2  # a finer query has more pixels
-                looks.append(Appearance.of(ids, samples, placed=tile is None, keys=keys))
+                strength = 1.0 if examples else math.exp(sum(math.log(pack.strength) for pack in packs) / len(packs))
+                looks.append(Appearance.of(ids, samples, placed=tile is None, keys=keys, strength=strength))
             kept[tile] = _Looks(width, detail, tuple(each for each in looks if each is not None))
         return kept[tile]
 

@@ -66,6 +66,13 @@ def test_saved_and_loaded_is_the_same_to_the_last_bit(model, tmp_path, form):
     assert "| set | cells \\| \\<b\\> |" in card and "--pack p.safetensors" in card
 
 
+def test_a_file_from_before_strengths_has_the_usual_one(saved):
+    tensors, fields = contents(saved)
+    del fields["strength"]
+    rewrite(saved, tensors, fields)
+    assert PromptPack.load(saved).strength == 1.0
+
+
 def test_every_cut_is_refused(saved):
     whole = saved.read_bytes()
     for length in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):

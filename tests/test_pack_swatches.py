@@ -14,10 +14,14 @@ from predictions import predictor
 import incontext as ic
 from incontext.appearance import Sample
 from incontext.appearance_cache import SWATCHES, AppearanceCache
+from incontext.image import normalise, resize_image, resize_labels
 from incontext.pack import PackError, PromptPack
 from incontext.pack.joining import merge_packs
+from incontext.pack.prompt_pack import paint_slots, slot_colours
 from incontext.pack.swatches import pick_columns
 from incontext.prompt import Prompt
+from incontext.training.tune_data import Views
+from incontext.training.tune_score import fit_strength
 
 CPU = torch.device("cpu")
 
@@ -148,3 +152,51 @@ def test_tuning_takes_them_for_models_that_compare(model, refine):
     assert (pack.swatches is not None) == refine
     if refine:
         assert len(pack.swatches.features) == pack.made["images"]
+
+
+def test_where_only_colours_tell_they_count_more(model, looks):
+    """The painting of random weights is noise, and the colours are clear; or the other way round."""
+    pack = with_swatches(model, looks)
+    size = model.config.image_size
+    shown = [(resize_image(image, size), resize_labels(ids, size)) for image, ids in pairs(4, seed=9)]
+    views = Views(np.stack([image for image, _ in shown]), np.stack([ids for _, ids in shown]).astype(np.uint8))
+    assert fit_strength(model, pack, views, 2) > 1
+    noise = np.random.default_rng(0).integers(0, 256, views.images.shape, np.uint8)
+
+    class Knowing(type(model)):
+        def forward_cached(self, query, cache, **options):
+            start = next(k for k in range(len(noise)) if torch.equal(normalise(noise[k : k + 1]), query[:1]))
+            slots = torch.from_numpy(views.slots[start : start + len(query)].astype(np.int64))
+            return paint_slots(slots, slot_colours(pack.ids, pack.palettes[0]))
+
+    knowing = Knowing(model.config)
+    knowing.load_state_dict(model.state_dict())
+    assert fit_strength(knowing.eval(), pack, Views(noise, views.slots), 2) < 1
+
+
+def test_the_strength_is_kept_joined_and_checked(model, tmp_path):
+    packs = [dataclasses.replace(small_pack(model, [name], name), strength=k) for name, k in (("a", 0.5), ("b", 8.0))]
+    packs[0].save(tmp_path / "p.safetensors")
+    assert PromptPack.load(tmp_path / "p.safetensors").strength == 0.5
+    assert merge_packs(packs, "both").strength == pytest.approx(2.0)
+    with pytest.raises(PackError, match="strength: expected a number above 0"):
+        dataclasses.replace(packs[0], strength=0.0)
+
+
+def test_the_strength_scales_the_odds(model, looks):
+    pack, image = with_swatches(model, looks), pairs(1)[0][0]
+    plain, more = (
+        looks.refinement(image, Prompt.build([dataclasses.replace(pack, strength=k)], 6)).likeness(pack.ids).weights
+        for k in (1.0, 3.0)
+    )
+    odds = [each / (1 - each) for each in (plain[1:], more[1:])]
+    torch.testing.assert_close(odds[1] / odds[0], torch.full((2,), 3.0), atol=0.05, rtol=0.02)
+
+
+def test_beside_examples_it_is_plain(model, looks):
+    pack, image = dataclasses.replace(with_swatches(model, looks), strength=5.0), pairs(1)[0][0]
+    joined = [
+        looks.refinement(image, Prompt.build([each, *examples(["cell", "nucleus"])], 6)).likeness(pack.ids).weights
+        for each in (pack, dataclasses.replace(pack, strength=1.0))
+    ]
+    torch.testing.assert_close(*joined)

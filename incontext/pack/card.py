@@ -34,6 +34,7 @@ def card(pack: PromptPack, file_name: str, pictures: Sequence[str] = ()) -> str:
         "examples": f"{len(pack.images)}, {height} x {width} pixels, {scale}",
         "used as": f"kind {pack.kind}, {pack.ensemble} ensemble, {_count(len(pack.palettes), 'pass', 'passes')}",
         "confidence": f"temperature {pack.temperature:.0f}",
+        "looks of pixels": _looks(pack),
         "encoded prompt": "in the file" if pack.caches else "not in the file",
     }
     if pack.tokens is not None:
@@ -47,6 +48,15 @@ def card(pack: PromptPack, file_name: str, pictures: Sequence[str] = ()) -> str:
     python = f'pack = ic.PromptPack.load("{file_name}")\nsegmentation = predictor.predict("query.jpg", pack)'
     parts.append(f"```python\n{python}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _looks(pack: PromptPack) -> str:
+    """What queries' pixels are compared with, and how much that counts."""
+    kept = pack.swatches
+    source = (
+        "those of its examples" if kept is None else f"{kept.features.shape[1]} each of {len(kept.features)} images"
+    )
+    return f"compared with {source}, strength {pack.strength:g}"
 
 
 def _table(fields: Mapping[str, Scalar], escape: bool = True) -> str:

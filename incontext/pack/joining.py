@@ -139,6 +139,7 @@ def merge_packs(packs: Sequence[PromptPack], name: str) -> PromptPack:
         model=packs[0].model,
         ids_per_pass=most,
         temperature=mean_temperature(packs),
+        strength=math.exp(sum(math.log(pack.strength) for pack in packs) / len(packs)),
         made={"method": "merged", "packs": ", ".join(pack.name for pack in packs)},
         evaluation={f"{pack.name}: {key}": value for pack in packs for key, value in pack.evaluation.items()},
         tokens=stack_tokens([(len(pack.images), pack.tokens) for pack in packs]),

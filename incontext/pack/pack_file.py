@@ -48,6 +48,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "ensemble": str,
     "temperature": _NUMBER,
+    "strength": _NUMBER,
     "tile": (int, type(None)),
     "made": dict,
     "evaluation": dict,
@@ -79,6 +80,7 @@ def write_pack(pack: PromptPack, path: str | Path) -> None:
         "kind": pack.kind,
         "ensemble": pack.ensemble,
         "temperature": float(pack.temperature),
+        "strength": float(pack.strength),
         "tile": pack.tile,
         "made": dict(pack.made),
         "evaluation": dict(pack.evaluation),
@@ -146,6 +148,7 @@ def _check_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Makes sure that a description has the fields that it must have, of their types."""
     if fields.get("format") != FORMAT:
         raise PackError(f"expected pack format {FORMAT}, got {str(fields.get('format'))[:20]!r}; upgrade incontext")
+    fields = {"strength": 1.0, **fields}  # earlier files had none
     wrong = sorted(set(fields) ^ set(_FIELDS))
     if wrong:
         raise PackError(f"expected the fields {sorted(_FIELDS)}, got a difference in {wrong[:5]}")
@@ -179,6 +182,7 @@ def _build(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> PromptPack:
         kind=fields["kind"],
         ensemble=fields["ensemble"],
         temperature=float(fields["temperature"]),
+        strength=float(fields["strength"]),
         tile=fields["tile"],
         made=fields["made"],
         evaluation=fields["evaluation"],

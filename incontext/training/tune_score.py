@@ -1,7 +1,9 @@
-"""How good a pack is on held-out views: the loss, the IoU, and the temperature that fits its confidence."""
+"""How good a pack is on held-out views: its loss and IoU; and what fits it there: its temperature, its strength."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,15 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from incontext.appearance_cache import AppearanceCache
 from incontext.canvas import hidden_half
+from incontext.decoding import Decoder
 from incontext.image import denormalise, normalise
 from incontext.model.loss import smooth_l1
 from incontext.pack.prompt_pack import PromptPack, paint_slots, slot_colours
 from incontext.palette import Palette
+from incontext.prompt import Prompt
 from incontext.training.learned_prompt import paint
 from incontext.training.tune_data import IGNORED, Views
 
 _TEMPERATURES = np.geomspace(256, 1 << 18, 21)
+_STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 5.0)
 
 
 class Score(NamedTuple):
@@ -71,6 +77,34 @@ def fit_temperature(model: nn.Module, pack: PromptPack, views: Views, batch_size
             likely = probabilities(paintings, pack.palettes, temperature).gather(1, truth)[:, 0]
             costs[k] -= likely[valid].clamp_min(1e-6).log().sum().item()
     return float(_TEMPERATURES[costs.argmin()])
+
+
+@torch.no_grad()
+def fit_strength(model: nn.Module, pack: PromptPack, views: Views, batch_size: int) -> float:
+    """How much what pixels look like should count beside this prompt: the strength, of a fixed row, with the best IoU.
+
+    Views are segmented as a predictor does it. Where several are as good, the nearest to 1 is taken.
+    """
+    size, most, ids = tuple(views.slots.shape[1:]), pack.ids_per_pass, np.array([0, *pack.ids])
+    looks = AppearanceCache(model.config.image_size, model.config.patch_size, torch.device("cpu"))
+    prompts = [Prompt.build([dataclasses.replace(pack, strength=strength)], most) for strength in _STRENGTHS]
+    counts = np.zeros((len(_STRENGTHS), 3, len(pack.ids)))
+    for start in range(0, len(views), batch_size):
+        batch = views[start : start + batch_size]
+        paintings = [denormalise(painting.cpu()) for painting in paint_views(model, pack, batch)]
+        for k, prompt in enumerate(prompts):
+            for row, image in enumerate(batch.images):
+                refinement = looks.refinement(image, prompt)
+                decoder = Decoder(size, pack.palettes, torch.device("cpu"), pack.temperature, refinement)
+                for painting in paintings:
+                    decoder.add([painting[row]])
+                found = (decoder.finish({}).labels[..., None] == ids).argmax(-1)
+                truth = batch.slots[row].astype(np.int64)
+                counts[k] += _count(torch.from_numpy(found), torch.from_numpy(truth), len(pack.ids))
+    both, either, there = counts.transpose(1, 0, 2)
+    occurs = there[0] > 0
+    ious = (both[:, occurs] / either[:, occurs].clip(1)).mean(1) if occurs.any() else np.zeros(len(_STRENGTHS))
+    return max(zip(ious, _STRENGTHS, strict=True), key=lambda each: (each[0], -abs(math.log(each[1]))))[1]
 
 
 def loss(painting: Tensor, labels: Tensor, colours: Tensor, balance: float, beta: float) -> Tensor:
