@@ -18,8 +18,8 @@ from incontext.refinement import Refinement, mean_side
 from incontext.tiling import object_widths
 from incontext.types import Example
 
-SWATCHES = (64, 64)
-"""Of how many images a pack keeps pixels, and how many of each."""
+SWATCHES = (64, 4096)
+"""Of how many images a pack keeps pixels, and how many in all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class AppearanceCache:
             classes: K.
 
         Returns:
-            The pixels, at most `SWATCHES`; None if no image shows a class, or one of them nothing that is known.
+            The pixels, as many of each image, at most `SWATCHES`; None if no image shows a class, or one of them nothing that is known.
         """
         images, pixels = SWATCHES
         pairs = [pairs[k] for k in np.linspace(0, len(pairs) - 1, min(images, len(pairs))).round().astype(int)]
@@ -94,8 +94,7 @@ class AppearanceCache:
         samples = [
             Sample.of(*pair, ids, patch, self.device, detail) for pair, patch in zip(pairs, patches, strict=True)
         ]
-        thin = [each.thinned(pixels) for each in samples]
-        count = min(len(features) for features, _ in thin)
+        count = min(pixels // len(samples), *(len(each.features) for each in samples))
         if not count:
             return None
         thin = [each.thinned(count) for each in samples]
