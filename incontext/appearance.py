@@ -123,6 +123,7 @@ class Appearance:
         owner: int (m,), the number of the example that each of these is from.
         squares: int (m,), which of two halves of it.
         strength: factor of the odds at which it counts beside the model.
+        favour: factor of the odds of every id against the background.
     """
 
     ids: tuple[int, ...]
@@ -136,6 +137,7 @@ class Appearance:
     owner: Tensor
     squares: Tensor
     strength: float = 1.0
+    favour: float = 1.0
 
     @classmethod
     @torch.inference_mode()
@@ -147,6 +149,7 @@ class Appearance:
         placed: bool = True,
         keys: int = KEYS,
         strength: float = 1.0,
+        favour: float = 1.0,
     ) -> Appearance | None:
         """Learns the appearance of ids.
 
@@ -156,6 +159,7 @@ class Appearance:
             placed: whether the place in the image means something. It does not in tiles.
             keys: how many pixels are kept at most.
             strength: factor of the odds at which it counts beside the model; above 0.
+            favour: factor of the odds of every id against the background; above 0.
 
         Returns:
             The appearance; None if no pixel of the examples is labelled.
@@ -170,7 +174,9 @@ class Appearance:
         found = _found((judged @ _metric(covariance, place))[:, :-2], labels, owner, squares)
         shown = torch.stack([each.shown for each in samples])
         held = (torch.stack([each.held for each in samples]) * shown).sum(0) / shown.sum(0).clamp_min(1)
-        return cls(tuple(ids), features, values, covariance, place, found, held, judged, owner, squares, strength)
+        return cls(
+            tuple(ids), features, values, covariance, place, found, held, judged, owner, squares, strength, favour
+        )
 
     @torch.inference_mode()
     def find(self, features: Tensor) -> Likeness:
@@ -188,7 +194,7 @@ class Appearance:
         metric = _metric(self.covariance + torch.outer(drift, drift), self.place)
         pixels = pixels @ metric
         shares = _attend(pixels, self.keys @ metric, self.values)
-        return Likeness(self.ids, shares.T.reshape(-1, *size), self._weights(pixels, metric), self._shown)
+        return Likeness(self.ids, shares.T.reshape(-1, *size), self._weights(pixels, metric), self._shown, self.favour)
 
     def _weights(self, pixels: Tensor, metric: Tensor) -> Tensor:
         """(1 + K,): how much each label's likeness counts, for a query's pixels in the metric's space."""

@@ -12,6 +12,7 @@ import torch
 
 from incontext.appearance import KEYS, Appearance, Sample, detail_of, pixel_features
 from incontext.pack import PromptPack
+from incontext.pack.joining import mean_of
 from incontext.pack.swatches import Swatches, pick_columns
 from incontext.prompt import Prompt
 from incontext.refinement import Refinement, mean_side
@@ -77,7 +78,8 @@ class AppearanceCache:
             classes: K.
 
         Returns:
-            The pixels, as many of each image, at most `SWATCHES`; None if no image shows a class, or one of them nothing that is known.
+            The pixels, as many of each image, at most `SWATCHES`; None if no image shows a class, or nothing is known
+            of one of them.
         """
         images, pixels = SWATCHES
         pairs = [pairs[k] for k in np.linspace(0, len(pairs) - 1, min(images, len(pairs))).round().astype(int)]
@@ -118,8 +120,10 @@ class AppearanceCache:
                 samples = [sample for pack in packs for sample in self._samples_of(pack, ids, tile, detail)]
                 samples += [self._sample(each, ids, tile, detail) for each in examples]
                 keys = KEYS if detail == 1 else KEYS // 2  # a finer query has more pixels
-                strength = 1.0 if examples else math.exp(sum(math.log(pack.strength) for pack in packs) / len(packs))
-                looks.append(Appearance.of(ids, samples, placed=tile is None, keys=keys, strength=strength))
+                fitted = (
+                    {} if examples else {"strength": mean_of(packs, "strength"), "favour": mean_of(packs, "favour")}
+                )
+                looks.append(Appearance.of(ids, samples, placed=tile is None, keys=keys, **fitted))
             kept[tile] = _Looks(width, detail, tuple(each for each in looks if each is not None))
         return kept[tile]
 

@@ -20,7 +20,7 @@ from incontext.example_crops import crop_examples
 from incontext.image import normalise, resize_image, resize_labels
 from incontext.model.seggpt import PromptCache
 from incontext.pack import PackError, PromptPack
-from incontext.pack.joining import agreed, join_by_name, linked_ids, mean_temperature, share_passes
+from incontext.pack.joining import agreed, join_by_name, linked_ids, mean_of, share_passes
 from incontext.pack.prompt_pack import ENSEMBLES
 from incontext.pack.tokens import stack_tokens
 from incontext.palette import Palette
@@ -137,7 +137,7 @@ class Prompt:
         """The packs' temperature of confidences, of several the geometric mean; None where examples join in."""
         if self.examples or not self.packs:
             return None
-        return mean_temperature(self.packs)
+        return mean_of(self.packs, "temperature")
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, int], ...]:

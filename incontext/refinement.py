@@ -40,12 +40,14 @@ class Likeness:
         shares: float (1 + K, h, w), of the background and of each id; they sum to 1.
         weights: float (1 + K,), 0..1, how much each counts beside the model.
         shown: float (1 + K,), more than 0, the share of each in the examples.
+        favour: factor of the odds of every id against the background.
     """
 
     ids: tuple[int, ...]
     shares: Tensor
     weights: Tensor
     shown: Tensor
+    favour: float = 1.0
 
     def join(self, probabilities: Tensor, ids: Sequence[int]) -> Tensor:
         """Joins the model's opinion with this one: a weighted geometric mean, in favour of what is rare.
@@ -64,6 +66,7 @@ class Likeness:
         weights = self.weights[at][:, None, None]
         joined = (probabilities + _DOUBT) ** (1 - weights) * (self.shares[at] + _DOUBT) ** weights
         joined = joined * (self.shown[at] ** -RARE)[:, None, None]
+        joined[1:] *= self.favour
         return joined / joined.sum(0)
 
 

@@ -66,11 +66,12 @@ def test_saved_and_loaded_is_the_same_to_the_last_bit(model, tmp_path, form):
     assert "| set | cells \\| \\<b\\> |" in card and "--pack p.safetensors" in card
 
 
-def test_a_file_from_before_strengths_has_the_usual_one(saved):
+def test_a_file_from_before_strength_and_favour_has_the_usual_ones(saved):
     tensors, fields = contents(saved)
-    del fields["strength"]
+    del fields["strength"], fields["favour"]
     rewrite(saved, tensors, fields)
-    assert PromptPack.load(saved).strength == 1.0
+    loaded = PromptPack.load(saved)
+    assert (loaded.strength, loaded.favour) == (1.0, 1.0)
 
 
 def test_every_cut_is_refused(saved):

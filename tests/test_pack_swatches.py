@@ -21,7 +21,7 @@ from incontext.pack.prompt_pack import paint_slots, slot_colours
 from incontext.pack.swatches import pick_columns
 from incontext.prompt import Prompt
 from incontext.training.tune_data import Views
-from incontext.training.tune_score import fit_strength
+from incontext.training.tune_score import fit_looks
 
 CPU = torch.device("cpu")
 
@@ -161,7 +161,7 @@ def test_where_only_colours_tell_they_count_more(model, looks):
     size = model.config.image_size
     shown = [(resize_image(image, size), resize_labels(ids, size)) for image, ids in pairs(4, seed=9)]
     views = Views(np.stack([image for image, _ in shown]), np.stack([ids for _, ids in shown]).astype(np.uint8))
-    assert fit_strength(model, pack, views, 2) > 1
+    assert fit_looks(model, pack, views, 2).strength > 1
     noise = np.random.default_rng(0).integers(0, 256, views.images.shape, np.uint8)
 
     class Knowing(type(model)):
@@ -172,7 +172,7 @@ def test_where_only_colours_tell_they_count_more(model, looks):
 
     knowing = Knowing(model.config)
     knowing.load_state_dict(model.state_dict())
-    assert fit_strength(knowing.eval(), pack, Views(noise, views.slots), 2) < 1
+    assert fit_looks(knowing.eval(), pack, Views(noise, views.slots), 2).strength < 1
 
 
 def test_the_strength_is_kept_joined_and_checked(model, tmp_path):
@@ -194,10 +194,22 @@ def test_the_strength_scales_the_odds(model, looks):
     torch.testing.assert_close(odds[1] / odds[0], torch.full((2,), 3.0), atol=0.2, rtol=0.05)
 
 
-def test_beside_examples_it_is_plain(model, looks):
-    pack, image = dataclasses.replace(with_swatches(model, looks), strength=5.0), pairs(1)[0][0]
+def test_beside_examples_both_are_plain(model, looks):
+    pack, image = dataclasses.replace(with_swatches(model, looks), strength=5.0, favour=2.0), pairs(1)[0][0]
     joined = [
-        looks.refinement(image, Prompt.build([each, *examples(["cell", "nucleus"])], 6)).likeness(pack.ids).weights
-        for each in (pack, dataclasses.replace(pack, strength=1.0))
+        looks.refinement(image, Prompt.build([each, *examples(["cell", "nucleus"])], 6)).likeness(pack.ids)
+        for each in (pack, dataclasses.replace(pack, strength=1.0, favour=1.0))
     ]
-    torch.testing.assert_close(*joined)
+    torch.testing.assert_close(*(each.weights for each in joined))
+    assert [each.favour for each in joined] == [1, 1]
+
+
+def test_favour_scales_the_odds_of_every_class(model, looks):
+    pack, image = with_swatches(model, looks), pairs(1)[0][0]
+    plain, more = (
+        looks.refinement(image, Prompt.build([dataclasses.replace(pack, favour=k)], 6)).likeness(pack.ids)
+        for k in (1.0, 2.0)
+    )
+    opinion = torch.rand(3, *plain.shares.shape[1:], generator=torch.Generator().manual_seed(0)).softmax(0)
+    before, after = (each.join(opinion, pack.ids) for each in (plain, more))
+    torch.testing.assert_close(after[1:] / after[0], 2 * before[1:] / before[0], atol=1e-3, rtol=1e-3)

@@ -56,7 +56,7 @@ def _looks(pack: PromptPack) -> str:
     source = (
         "those of its examples" if kept is None else f"{kept.features.shape[1]} each of {len(kept.features)} images"
     )
-    return f"compared with {source}, strength {pack.strength:g}"
+    return f"compared with {source}, strength {pack.strength:g}, favour {pack.favour:g}"
 
 
 def _table(fields: Mapping[str, Scalar], escape: bool = True) -> str:

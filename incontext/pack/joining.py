@@ -101,9 +101,9 @@ def agreed(packs: Sequence[PromptPack], field: str) -> Scalar | None:
     return values.pop()
 
 
-def mean_temperature(packs: Sequence[PromptPack]) -> float:
-    """The geometric mean of the packs' temperatures."""
-    return math.exp(sum(math.log(pack.temperature) for pack in packs) / len(packs))
+def mean_of(packs: Sequence[PromptPack], field: str) -> float:
+    """The geometric mean of a field of several packs: of "temperature", "strength" or "favour"."""
+    return math.exp(sum(math.log(getattr(pack, field)) for pack in packs) / len(packs))
 
 
 def merge_packs(packs: Sequence[PromptPack], name: str) -> PromptPack:
@@ -138,8 +138,9 @@ def merge_packs(packs: Sequence[PromptPack], name: str) -> PromptPack:
         names={id: text for pack in reversed(joined) for id, text in pack.names.items()},
         model=packs[0].model,
         ids_per_pass=most,
-        temperature=mean_temperature(packs),
-        strength=math.exp(sum(math.log(pack.strength) for pack in packs) / len(packs)),
+        temperature=mean_of(packs, "temperature"),
+        strength=mean_of(packs, "strength"),
+        favour=mean_of(packs, "favour"),
         made={"method": "merged", "packs": ", ".join(pack.name for pack in packs)},
         evaluation={f"{pack.name}: {key}": value for pack in packs for key, value in pack.evaluation.items()},
         tokens=stack_tokens([(len(pack.images), pack.tokens) for pack in packs]),

@@ -49,6 +49,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "ensemble": str,
     "temperature": _NUMBER,
     "strength": _NUMBER,
+    "favour": _NUMBER,
     "tile": (int, type(None)),
     "made": dict,
     "evaluation": dict,
@@ -81,6 +82,7 @@ def write_pack(pack: PromptPack, path: str | Path) -> None:
         "ensemble": pack.ensemble,
         "temperature": float(pack.temperature),
         "strength": float(pack.strength),
+        "favour": float(pack.favour),
         "tile": pack.tile,
         "made": dict(pack.made),
         "evaluation": dict(pack.evaluation),
@@ -148,7 +150,7 @@ def _check_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Makes sure that a description has the fields that it must have, of their types."""
     if fields.get("format") != FORMAT:
         raise PackError(f"expected pack format {FORMAT}, got {str(fields.get('format'))[:20]!r}; upgrade incontext")
-    fields = {"strength": 1.0, **fields}  # earlier files had none
+    fields = {"strength": 1.0, "favour": 1.0, **fields}  # earlier files had none
     wrong = sorted(set(fields) ^ set(_FIELDS))
     if wrong:
         raise PackError(f"expected the fields {sorted(_FIELDS)}, got a difference in {wrong[:5]}")
@@ -183,6 +185,7 @@ def _build(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> PromptPack:
         ensemble=fields["ensemble"],
         temperature=float(fields["temperature"]),
         strength=float(fields["strength"]),
+        favour=float(fields["favour"]),
         tile=fields["tile"],
         made=fields["made"],
         evaluation=fields["evaluation"],

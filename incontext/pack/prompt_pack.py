@@ -56,7 +56,9 @@ class PromptPack:
         ensemble: how the examples work together, "feature" or "spatial".
         temperature: of confidences; see `Palette.probabilities`.
         strength: how much more than usual it counts what pixels look like, as a factor of odds; see
-            `incontext.appearance`. Of several packs the geometric mean counts; beside examples it is 1.
+            `incontext.appearance`.
+        favour: factor of the odds of every class against the background where looks are joined. Of several packs the
+            geometric means of both count; beside examples they are 1.
         tile: side of the square, in pixels of the user's images, that an example shows and that queries are to
             be cut into; None where examples are whole images.
         made: how it was made, in words and numbers.
@@ -84,6 +86,7 @@ class PromptPack:
     ensemble: str = "feature"
     temperature: float = DEFAULT_TEMPERATURE
     strength: float = 1.0
+    favour: float = 1.0
     tile: int | None = None
     made: Mapping[str, Scalar] = field(default_factory=dict)
     evaluation: Mapping[str, Scalar] = field(default_factory=dict)
@@ -103,8 +106,9 @@ class PromptPack:
         _require(self.ensemble in ENSEMBLES, "ensemble", f"one of {ENSEMBLES}", self.ensemble)
         usable = math.isfinite(self.temperature) and self.temperature > 0
         _require(usable, "temperature", "a number above 0", self.temperature)
-        usable = math.isfinite(self.strength) and self.strength > 0
-        _require(usable, "strength", "a number above 0", self.strength)
+        for name in ("strength", "favour"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, name, "a number above 0", value)
         _require(self.tile is None or 1 <= self.tile <= 1 << 20, "tile", "a side in pixels, or None", self.tile)
         _require(1 <= self.ids_per_pass <= MAX_IDS, "ids_per_pass", f"1 to {MAX_IDS}", self.ids_per_pass)
         ids = self.ids

@@ -31,7 +31,7 @@ from incontext.training.learned_prompt import LearnedPrompt, frozen, paint
 from incontext.training.tune_config import TuneConfig
 from incontext.training.tune_data import Augmentation, TuneData, Views
 from incontext.training.tune_report import draw_before_after, draw_curve, write_curve
-from incontext.training.tune_score import Score, fit_strength, fit_temperature, loss, score
+from incontext.training.tune_score import Score, fit_looks, fit_temperature, loss, score
 from incontext.types import Example
 
 __all__ = ["TuneConfig", "tune"]
@@ -158,7 +158,7 @@ class _Run:
         temperature = fit_temperature(self.model, self.best, self.held, config.batch_size)
         best = dataclasses.replace(self.best, temperature=temperature, swatches=self._swatches())
         if self.model.config.refine and config.tile is None:
-            best = dataclasses.replace(best, strength=fit_strength(self.model, best, self.held, config.batch_size))
+            best = fit_looks(self.model, best, self.held, config.batch_size)
         real = self._score(self.real)
         tuned = self.rows[0]
         for row in self.rows[1:]:

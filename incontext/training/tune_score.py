@@ -1,4 +1,4 @@
-"""How good a pack is on held-out views: its loss and IoU; and what fits it there: its temperature, its strength."""
+"""How good a pack is on held-out views: its loss and IoU; and what fits it there: temperature, strength, favour."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from incontext.training.tune_data import IGNORED, Views
 
 _TEMPERATURES = np.geomspace(256, 1 << 18, 21)
 _STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 5.0)
+_FAVOURS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 
 
 class Score(NamedTuple):
@@ -80,31 +81,39 @@ def fit_temperature(model: nn.Module, pack: PromptPack, views: Views, batch_size
 
 
 @torch.no_grad()
-def fit_strength(model: nn.Module, pack: PromptPack, views: Views, batch_size: int) -> float:
-    """How much what pixels look like should count beside this prompt: the strength, of a fixed row, with the best IoU.
+def fit_looks(model: nn.Module, pack: PromptPack, views: Views, batch_size: int) -> PromptPack:
+    """The pack with the strength and the favour, of fixed rows, that give the best IoU.
 
-    Views are segmented as a predictor does it. Where several are as good, the nearest to 1 is taken.
+    Views are segmented as a predictor does it. Where several values are as good, the nearest to 1 is taken.
     """
-    size, most, ids = tuple(views.slots.shape[1:]), pack.ids_per_pass, np.array([0, *pack.ids])
     looks = AppearanceCache(model.config.image_size, model.config.patch_size, torch.device("cpu"))
-    prompts = [Prompt.build([dataclasses.replace(pack, strength=strength)], most) for strength in _STRENGTHS]
-    counts = np.zeros((len(_STRENGTHS), 3, len(pack.ids)))
+    paintings: list[list[Tensor]] = []  # of each view, in all passes
     for start in range(0, len(views), batch_size):
-        batch = views[start : start + batch_size]
-        paintings = [denormalise(painting.cpu()) for painting in paint_views(model, pack, batch)]
-        for k, prompt in enumerate(prompts):
-            for row, image in enumerate(batch.images):
-                refinement = looks.refinement(image, prompt)
-                decoder = Decoder(size, pack.palettes, torch.device("cpu"), pack.temperature, refinement)
-                for painting in paintings:
-                    decoder.add([painting[row]])
-                found = (decoder.finish({}).labels[..., None] == ids).argmax(-1)
-                truth = batch.slots[row].astype(np.int64)
-                counts[k] += _count(torch.from_numpy(found), torch.from_numpy(truth), len(pack.ids))
-    both, either, there = counts.transpose(1, 0, 2)
-    occurs = there[0] > 0
-    ious = (both[:, occurs] / either[:, occurs].clip(1)).mean(1) if occurs.any() else np.zeros(len(_STRENGTHS))
-    return max(zip(ious, _STRENGTHS, strict=True), key=lambda each: (each[0], -abs(math.log(each[1]))))[1]
+        passes = paint_views(model, pack, views[start : start + batch_size])
+        paintings += map(list, zip(*(denormalise(each).cpu() for each in passes), strict=True))
+    for field, values in (("strength", _STRENGTHS), ("favour", _FAVOURS), ("strength", _STRENGTHS)):
+        candidates = [dataclasses.replace(pack, **{field: value}) for value in values]
+        ious = [_iou_as_predicted(looks, each, views, paintings) for each in candidates]
+        best = max(zip(ious, values, candidates, strict=True), key=lambda each: (each[0], -abs(math.log(each[1]))))
+        pack = best[2]
+    return pack
+
+
+def _iou_as_predicted(
+    looks: AppearanceCache, pack: PromptPack, views: Views, paintings: Sequence[Sequence[Tensor]]
+) -> float:
+    """Mean IoU of the classes that occur, over all views, of paintings that are decoded as a predictor does."""
+    prompt, ids = Prompt.build([pack], pack.ids_per_pass), np.array([0, *pack.ids])
+    counts = np.zeros((3, len(pack.ids)))
+    for image, slots, passes in zip(views.images, views.slots, paintings, strict=True):
+        refinement = looks.refinement(image, prompt)
+        decoder = Decoder(slots.shape, pack.palettes, torch.device("cpu"), pack.temperature, refinement)
+        for painting in passes:
+            decoder.add([painting])
+        found = (decoder.finish({}).labels[..., None] == ids).argmax(-1)
+        counts += _count(torch.from_numpy(found), torch.from_numpy(slots.astype(np.int64)), len(pack.ids))
+    both, either, there = counts
+    return float((both / either.clip(1))[there > 0].mean()) if there.any() else 0.0
 
 
 def loss(painting: Tensor, labels: Tensor, colours: Tensor, balance: float, beta: float) -> Tensor:
