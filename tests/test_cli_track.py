@@ -192,7 +192,7 @@ def test_a_bad_frame_is_reported_and_the_rest_is_tracked(model, clip, tmp_path, 
     assert main(frames, "--mask", masks / "0.png", "-o", tmp_path / "out") == 1
     stdout, stderr = capsys.readouterr()
     assert "8 of 10 frames tracked, 2 failed" in stdout
-    assert "00003.png" in stderr and "expected 64 x 48 pixels in frame 6" in stderr
+    assert "00003.png" in stderr and "00006.png: expected 64 x 48 pixels as in the first frame" in stderr
     report = json.loads((tmp_path / "out" / "track.json").read_text())
     assert [each["frame"] for each in report["failed"]] == [3, 6]
     assert (open_labels(tmp_path / "out" / "masks" / "00009.png") == truths[9]).mean() > 0.93
