@@ -13,7 +13,7 @@ import torch
 from incontext.appearance import KEYS, Appearance, Sample, detail_of, pixel_features
 from incontext.pack import PromptPack
 from incontext.pack.joining import mean_of
-from incontext.pack.swatches import Swatches, pick_columns
+from incontext.pack.swatches import Swatches
 from incontext.prompt import Prompt
 from incontext.refinement import Refinement, mean_side
 from incontext.tiling import object_widths
@@ -153,12 +153,10 @@ class AppearanceCache:
         if kept is None or tile is not None or not math.isclose(kept.detail, detail, rel_tol=1e-3):
             own = self._patch(self.image_size, None)
             return [Sample.of(*pair, ids, own, self.device, detail) for pair in pack.pairs]
-        features, values, held, shown = (
-            each.to(self.device).float() for each in (kept.features, kept.values, kept.held, kept.shown)
-        )
-        values = torch.cat((values[..., :1], pick_columns(values[..., 1:], pack.ids, ids)), -1)
-        held, shown = pick_columns(held, pack.ids, ids), pick_columns(shown, pack.ids, ids).bool()
-        return [Sample(*each) for each in zip(features, values, held, shown, strict=True)]
+        kept = kept.for_ids(pack.ids, ids)
+        parts = (kept.features, kept.values, kept.held, kept.shown)
+        features, values, held, shown = (each.to(self.device).float() for each in parts)
+        return [Sample(*each) for each in zip(features, values, held, shown.bool(), strict=True)]
 
     def _sample(self, example: Example, ids: tuple[int, ...], tile: int | None, detail: float) -> Sample:
         """The pixels of an example; taken once, as the prompts of a video share most of their examples."""

@@ -84,6 +84,8 @@ class Painter:
         model = self.model
         if not isinstance(model, SegGPT) or model.config.examples_attend_query or most < 2:
             return []
+        if prompt.apart and manner.ensemble == "feature":
+            return []  # sources that are encoded one by one keep no common target
         groups: dict[tuple, list[int]] = {}
         for index in range(len(prompt.palettes)):
             if prompt.cache(index, ensemble=manner.ensemble, kind=manner.kind) is None:
@@ -101,8 +103,6 @@ class Painter:
         views = []
         for mirrored in (False, True) if manner.flip else (False,):
             caches = self._encode_together(prompt, indexes, manner, mirrored)
-            if any(each.target is None for each in caches):
-                return torch.stack([self.paint(crops, prompt, index, manner) for index in indexes])
             paintings = []
             for start in range(0, len(crops), manner.batch_size):
                 images = normalise(torch.from_numpy(crops[start : start + manner.batch_size]))
@@ -118,23 +118,13 @@ class Painter:
     def _encode_together(self, prompt: Prompt, indexes: list[int], manner: Manner, mirrored: bool) -> list[PromptCache]:
         """The caches of passes that show the same images; those that are not kept yet are encoded in one batch."""
         kept = self._conditions.setdefault(prompt, {})
-        keys = {index: (index, manner.ensemble, manner.kind, None, mirrored) for index in indexes}
+        keys = {index: _key(index, manner, None, mirrored) for index in indexes}
         missing = [index for index in indexes if keys[index] not in kept]
-        if prompt.apart and manner.ensemble == "feature":
-            missing = []  # these are encoded source by source
         if len(missing) > 1:
-            pairs = [
-                prompt.canvases(index, self.model.config.image_size, ensemble=manner.ensemble) for index in missing
-            ]
-            images, targets = (self._place(torch.cat(each)) for each in zip(*pairs, strict=True))
-            if mirrored:
-                images, targets = images.flip(-1), targets.flip(-1)
-            with _evaluating(self.model):
-                caches = self.model.encode_prompt(images, targets, kind=manner.kind).split()
-            for index, cache in zip(missing, caches, strict=True):
-                tokens = prompt.tokens(index, ensemble=manner.ensemble)
-                if tokens is not None:
-                    cache = add_tokens(cache, self._place(tokens), mirrored=mirrored)
+            pairs = [self._canvases(prompt, index, manner, None, mirrored) for index in missing]
+            images, targets = (torch.cat(each) for each in zip(*pairs, strict=True))
+            tokens = [prompt.tokens(index, ensemble=manner.ensemble) for index in missing]
+            for index, cache in zip(missing, self._encode(images, targets, tokens, manner, mirrored), strict=True):
                 kept[keys[index]] = _Condition(cache=cache)
         return [self._condition(prompt, index, manner, None, mirrored).cache for index in indexes]
 
@@ -204,7 +194,7 @@ class Painter:
     def _condition(self, prompt: Prompt, index: int, manner: Manner, tile: int | None, mirrored: bool) -> _Condition:
         """The examples of one pass on the device, with their cache; made once for each prompt."""
         kept = self._conditions.setdefault(prompt, {})
-        key = (index, manner.ensemble, manner.kind, tile, mirrored)
+        key = _key(index, manner, tile, mirrored)
         if key not in kept:
             kept[key] = self._make_condition(prompt, index, manner, tile, mirrored)
         return kept[key]
@@ -219,25 +209,40 @@ class Painter:
         shared = prompt.apart and not config.examples_attend_query and manner.ensemble == "feature" and tile is None
         if shared and (prompt.shown(index) or prompt.shown_packs(index)):
             return _Condition(cache=self._join_encoded(prompt, index, manner, mirrored))
-        canvases = prompt.canvases(index, config.image_size, ensemble=manner.ensemble, tile=tile)
+        canvases = self._canvases(prompt, index, manner, tile, mirrored)
         if canvases is None:
             return _Condition()
-        if mirrored:
-            canvases = tuple(each.flip(-1) for each in canvases)
-        images, targets = map(self._place, canvases)
+        images, targets = canvases
         tokens = prompt.tokens(index, ensemble=manner.ensemble)
-        with _evaluating(self.model):
-            if config.examples_attend_query:
-                if tokens is not None:
-                    raise PackError("expected packs without learned tokens: this model's examples attend to the query")
-                known = isinstance(self.model, SegGPT)
-                return _Condition(
-                    images, targets, self.model.encode_targets(images, targets, kind=manner.kind) if known else None
-                )
-            cache = self.model.encode_prompt(images, targets, kind=manner.kind)
-            if tokens is not None:
-                cache = add_tokens(cache, self._place(tokens), mirrored=mirrored)
+        if not config.examples_attend_query:
+            (cache,) = self._encode(images, targets, [tokens], manner, mirrored)
             return _Condition(cache=cache)
+        if tokens is not None:
+            raise PackError("expected packs without learned tokens: this model's examples attend to the query")
+        if not isinstance(self.model, SegGPT):
+            return _Condition(images, targets)
+        with _evaluating(self.model):
+            return _Condition(images, targets, self.model.encode_targets(images, targets, kind=manner.kind))
+
+    def _canvases(
+        self, prompt: Prompt, index: int, manner: Manner, tile: int | None, mirrored: bool
+    ) -> tuple[Tensor, ...] | None:
+        """Images and targets of one pass, each (1, N, 3, h, w), on the device; None if it shows nothing."""
+        canvases = prompt.canvases(index, self.model.config.image_size, ensemble=manner.ensemble, tile=tile)
+        if canvases is None:
+            return None
+        return tuple(self._place(each.flip(-1) if mirrored else each) for each in canvases)
+
+    def _encode(
+        self, images: Tensor, targets: Tensor, tokens: list[Tensor | None], manner: Manner, mirrored: bool
+    ) -> list[PromptCache]:
+        """The caches of P passes, whose examples (P, N, 3, h, w) go through the model at once, with their tokens."""
+        with _evaluating(self.model):
+            caches = self.model.encode_prompt(images, targets, kind=manner.kind).split()
+        return [
+            cache if each is None else add_tokens(cache, self._place(each), mirrored=mirrored)
+            for cache, each in zip(caches, tokens, strict=True)
+        ]
 
     def _join_encoded(self, prompt: Prompt, index: int, manner: Manner, mirrored: bool) -> PromptCache:
         """The cache of one pass, of sources that are encoded one by one and kept as long as they live."""
@@ -260,6 +265,11 @@ class Painter:
     def _place_cache(self, cache: PromptCache) -> PromptCache:
         layers = tuple(KeyValue(*map(self._place, layer)) for layer in cache.layers)
         return dataclasses.replace(cache, layers=layers, border=self._place(cache.border))
+
+
+def _key(index: int, manner: Manner, tile: int | None, mirrored: bool) -> tuple:
+    """What the examples of one pass, as they are kept, depend on."""
+    return index, manner.ensemble, manner.kind, tile, mirrored
 
 
 @contextmanager

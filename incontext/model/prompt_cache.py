@@ -49,7 +49,7 @@ class PromptCache:
         Args:
             caches: each of one prompt, of one shape, with its target kept.
             queries: how many each serves.
-            after: the last layer in which the streams are apart. What layers up to it keep is left out.
+            after: the last layer in which the streams are apart. Up to it the first prompt's layers stay as they are.
         """
 
         def line_up(kept: Sequence[Tensor]) -> Tensor:

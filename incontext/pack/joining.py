@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from incontext.pack.prompt_pack import PackError, PromptPack, Scalar
-from incontext.pack.swatches import Swatches, pick_columns
+from incontext.pack.swatches import Swatches
 from incontext.pack.tokens import stack_tokens
 from incontext.palette import Palette, split_ids
 
@@ -158,19 +158,9 @@ def _join_swatches(packs: Sequence[PromptPack], ids: tuple[int, ...]) -> Swatche
     if len({each.detail for each in found}) > 1:
         return None
     count = min(each.features.shape[1] for each in found)
-    spread = [
-        Swatches(
-            each.features[:, :count],
-            torch.cat((each.values[:, :count, :1], pick_columns(each.values[:, :count, 1:], pack.ids, ids)), -1),
-            pick_columns(each.held, pack.ids, ids),
-            pick_columns(each.shown, pack.ids, ids),
-            each.scale,
-        )
-        for pack, each in zip(packs, found, strict=True)
-    ]
-    joined = {
-        name: torch.cat([getattr(each, name) for each in spread]) for name in ("features", "values", "held", "shown")
-    }
+    spread = [each.for_ids(pack.ids, ids) for pack, each in zip(packs, found, strict=True)]
+    joined = {name: torch.cat([getattr(each, name)[:, :count] for each in spread]) for name in ("features", "values")}
+    joined |= {name: torch.cat([getattr(each, name) for each in spread]) for name in ("held", "shown")}
     widths = sorted(each.width for each in found)
     return Swatches(**joined, scale=torch.tensor([found[0].detail, widths[len(widths) // 2]]))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +36,12 @@ class Swatches:
     def width(self) -> float:
         """Of the objects, in patches."""
         return float(self.scale[1])
+
+    def for_ids(self, own: Sequence[int], ids: Sequence[int]) -> Swatches:
+        """The swatches of a pack with the ids `own`, with the columns of other ids."""
+        values = torch.cat((self.values[..., :1], pick_columns(self.values[..., 1:], own, ids)), -1)
+        held, shown = (pick_columns(each, own, ids) for each in (self.held, self.shown))
+        return replace(self, values=values, held=held, shown=shown)
 
 
 def pick_columns(values: Tensor, own: Sequence[int], ids: Sequence[int]) -> Tensor:
