@@ -97,13 +97,15 @@ class Decoder:
                 self._painting[:, rows] += torch.einsum("k h w, k c -> c h w", values[1:], self._colours[slots])
 
     def _merge_refined(self) -> None:
-        """Joins passes with what the pixels look like, and fits them to the picture."""
+        """Joins passes with what the pixels look like and what is known of some, and fits them to the picture."""
         for likeness, parts in self._by_likeness():
             ids = tuple(id for part, _ in parts for id in part)
             if likeness is None:
                 joined = parts[0][1]
             else:
                 joined = likeness.join(_merge_passes([each for _, each in parts]), ids)
+            if self.refinement.reach is not None:
+                joined = self.refinement.reach.join(joined, ids)
             coefficients = self.refinement.fit(joined)
             self._merge(ids, lambda rows, of=coefficients: _scaled(self.refinement.apply(of, rows)))
         self._waiting.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from incontext.appearance_cache import AppearanceCache
 from incontext.decoding import Decoder
 from incontext.device import pick_device
+from incontext.geodesic import Reach
 from incontext.image import ImageError, open_image, resize_image
 from incontext.model.checkpoint import fingerprint
 from incontext.model.inference import for_inference
@@ -384,10 +385,18 @@ class Predictor:
         decoder, temperature = None, self.temperature_for(prompt)
         for views in passes:
             if decoder is None:
-                refinement = None if query.image is None else self.refinement(query.image, prompt, query.layout.tile)
+                refinement = self._refinement(query, prompt)
                 decoder = Decoder(query.layout.size, prompt.palettes, views.device, temperature, refinement)
             decoder.add([query.layout.join(view) for view in views])
         return decoder.finish(prompt.names, query.given)
+
+    def _refinement(self, query: _Query, prompt: Prompt) -> Refinement | None:
+        if query.image is None:
+            return None
+        refinement = self.refinement(query.image, prompt, query.layout.tile)
+        if query.given is None or (query.given < 0).all():
+            return refinement
+        return replace(refinement, reach=Reach.of(query.image, query.given, alone=not prompt.sources))
 
     def refinement(self, image: np.ndarray, prompt: Prompt, tile: int | None = None, scale: float = 1.0) -> Refinement:
         """What fits results to the looks of an image; see `AppearanceCache.refinement`."""

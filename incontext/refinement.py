@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from incontext.geodesic import Reach
+
 REACH = 0.8
 """Radius of a window, in patches of the model: a border may lie anywhere in the patch that holds it."""
 
@@ -81,6 +83,7 @@ class Refinement:
         likenesses: what its pixels look like, by the examples. Each is of other ids.
         width: of the objects in the image's pixels, where it is known: larger windows would wash them out. Where none
             is small enough, nothing is fitted: `fit` and `apply` only bring probabilities to the image's size.
+        reach: what is known of the picture itself, if anything.
     """
 
     image: np.ndarray
@@ -88,6 +91,7 @@ class Refinement:
     device: torch.device = torch.device("cpu")
     likenesses: tuple[Likeness, ...] = ()
     width: float = math.inf
+    reach: Reach | None = None
 
     def likeness(self, ids: Sequence[int]) -> Likeness | None:
         """The one that tells these ids apart, if there is one."""
