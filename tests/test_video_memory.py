@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -31,30 +33,44 @@ def test_fifo_keeps_the_last_whatever_they_show():
     assert not Fifo(3).asks((), moments[0])
 
 
-def test_selective_takes_what_is_certain_leads_back_and_is_new():
-    policy = Selective(4, every=1)
+def test_what_stays_is_certain_leads_back_and_is_new():
+    policy = Selective(4, recent=0, every=1)
     good = moment(0)
     assert run(policy, [good]) == [0]
-    assert run(policy, [moment(0, certainty=0.59)]) == [] and run(policy, [moment(0, echo=0.89)]) == []
+    assert run(policy, [moment(0, certainty=0.59)]) == [] and run(policy, [moment(0, echo=0.79)]) == []
     assert run(policy, [moment(0, echo=None)]) == [0]  # nothing was painted that it could lead back to
     assert run(policy, [moment(0, ids=())]) == []
     assert run(policy, [good, moment(1)]) == [0]  # the same look
     assert run(policy, [good, moment(1, look=1)]) == [0, 1]
     assert run(policy, [good, moment(1, ids=(1, 2))]) == [0, 1]  # the same look, but another object
-    assert run(Selective(4, every=3), [moment(k, look=k) for k in range(8)]) == [0, 3, 6]
+    assert run(policy, [good, moment(1, look=1), moment(2)]) == [0, 1]  # seen before, if not just now
+    assert run(replace(policy, every=3), [moment(k, look=k) for k in range(8)]) == [0, 3, 6]
     assert run(Selective(0), [good]) == []
 
 
-def test_an_echo_is_asked_only_of_frames_that_would_enter():
-    policy = Selective(4, every=2)
+def test_the_last_certain_frames_are_remembered_for_a_while():
+    policy = Selective(4, recent=2, every=2)
+    bad = moment(3, certainty=0.1)
+    assert run(policy, [moment(k) for k in range(3)]) == [0, 1, 2]  # the same look: recent ones need not be new
+    assert run(policy, [moment(0), moment(1), moment(2), bad, moment(4, ids=())]) == [0, 1, 2]
+    assert run(policy, [moment(k, look=k, echo=0.0) for k in range(8)]) == [6, 7]  # none leads back
+    assert run(policy, [moment(k, look=k) for k in range(8)]) == [2, 4, 6, 7]
+    assert run(Selective(2, recent=2, every=1), [moment(k, look=k) for k in range(8)]) == [6, 7]
+    assert [Selective(size).recent for size in (0, 1, 4, 8)] == [0, 0, 2, 4]
+
+
+def test_an_echo_is_asked_only_of_frames_that_may_stay():
+    policy = Selective(4, recent=0, every=2)
     assert policy.asks((), moment(0, echo=None)) and not policy.asks((), moment(1, echo=None))
     assert not policy.asks((), moment(0, certainty=0.1)) and not policy.asks((moment(0),), moment(2))
+    assert replace(policy, recent=1).asks((moment(0),), moment(2))  # the one before may be gone by then
+    assert not replace(policy, recent=4).asks((), moment(0))
 
 
 def test_the_most_redundant_moment_goes_and_the_newest_stays():
     looks = [0, 1, 2, 1, 3]  # the fourth looks like the second
     moments = [moment(k, look=look) for k, look in enumerate(looks)]
-    assert run(Selective(4, every=1), moments) == [0, 2, 3, 4]
+    assert run(Selective(4, recent=0, every=1, novelty=0), moments) == [0, 2, 3, 4]
 
 
 def test_the_only_moment_that_shows_an_object_stays():
@@ -86,7 +102,9 @@ def test_looks_are_near_when_objects_are():
     assert distance(empty, empty) == 0
 
 
-@pytest.mark.parametrize("wrong", [{"size": -1}, {"size": 2.0}, {"novelty": 2}, {"echo": -1}, {"every": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"size": -1}, {"size": 2.0}, {"recent": 9}, {"novelty": 2}, {"echo": -1}, {"every": 0}]
+)
 def test_values_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Selective(**wrong)

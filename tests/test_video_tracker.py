@@ -110,10 +110,10 @@ def test_a_frame_that_does_not_lead_back_stays_out():
         def paint(self, query, images, targets, query_target):
             return targets[:, -1].roll(9, dims=-1)
 
-    tracker = Tracker(predictor(Drifter()), memory=Selective(4, every=1, novelty=0))
+    tracker = Tracker(predictor(Drifter()), memory=Selective(4, recent=0, every=1, novelty=0))
     list(tracker.propagate(frames, wrong))
     assert [each.index for each in tracker.state.moments] == [0] and tracker.echo < 0.9
-    faithful = Tracker(predictor(), memory=Selective(4, every=1, novelty=0))
+    faithful = Tracker(predictor(), memory=Selective(4, recent=0, every=1, novelty=0))
     list(faithful.propagate(frames, truths[0]))
     assert len(faithful.state.moments) == 5 and faithful.echo > 0.9
 
@@ -224,7 +224,9 @@ def test_a_restored_tracker_goes_on_as_if_it_had_never_stopped(policy):
         5,
         passes,
         [
-            RestoredMoment(each.index, frames[each.index], results[each.index].labels, each.certainty, each.given)
+            RestoredMoment(
+                each.index, frames[each.index], results[each.index].labels, each.certainty, each.given, each.echo
+            )
             for each in moments
         ],
     )

@@ -133,7 +133,8 @@ class TrackJob:
         labels = self._masks[index] if row is None else open_labels(self._mask_file(index))
         certainty = 1.0 if given else min(row.certainty.values(), default=0.0)
         labels = np.where(np.isin(labels, ids), labels, 0).astype(np.int32)
-        return RestoredMoment(index, self._frames.read(index), labels, certainty, given)
+        echo = None if row is None else row.echo
+        return RestoredMoment(index, self._frames.read(index), labels, certainty, given, echo)
 
     def _step(self, index: int, leg: int, frame: np.ndarray | FrameError) -> tuple[Row, Segmentation | None]:
         if isinstance(frame, FrameError):

@@ -90,30 +90,37 @@ class Fifo:
 
 @dataclass(frozen=True)
 class Selective:
-    """Frames that are certain, that lead back to what the user painted, and that show what the others do not.
+    """The last certain frames, and older ones that lead back to what the user painted and show what others do not.
 
-    A wrong frame stays out, since its mistakes would be repeated in all frames after it. A model may be certain and
-    wrong; whether it finds a painted frame again by what it made of this one, it cannot know beforehand. A frame
-    that looks like the last one remembered stays out too: it would cost time and tell nothing. Where memory is full,
-    the moment goes that is most like another one; the newest stays, and so does the only one that shows some
-    object, so that an object that leaves is known again when it returns.
+    The last frames are most like the next one. An older frame is worth its place if it is right, since its mistakes
+    would be repeated in all frames after it: a model may be certain and wrong, and whether it finds a painted frame
+    again by what it made of this one, it cannot know beforehand. And if it is new, for a frame that looks like one
+    that is remembered would cost time and tell nothing. Where memory is full, the older moment goes that is most like
+    another one, but not the only one that shows some object, so that an object that leaves is known again when it
+    returns.
 
     Attributes:
         size: how many moments are remembered.
+        recent: how many of them are the last certain frames, whatever they show; half of them by default.
         certainty: the least certainty of a moment that enters, 0..1.
-        echo: the least echo of a moment that enters, 0..1.
-        novelty: the least distance to the newest moment in memory, 0..1; see `distance`.
-        every: only frames whose number is a multiple of this are considered.
+        echo: the least echo of one that stays, 0..1.
+        novelty: the least distance of one that stays to the other older ones, 0..1; see `distance`.
+        every: only frames whose number is a multiple of this may stay.
     """
 
     size: int = DEFAULT_SIZE
+    recent: int | None = None
     certainty: float = 0.6
-    echo: float = 0.9
+    echo: float = 0.8
     novelty: float = 0.1
     every: int = 4
 
     def __post_init__(self) -> None:
         _check_size(self.size)
+        if self.recent is None:
+            object.__setattr__(self, "recent", self.size // 2)
+        if not 0 <= self.recent <= self.size:
+            raise ValueError(f"recent: expected 0 to {self.size} past frames, got {self.recent}")
         for name in ("certainty", "echo", "novelty"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a value in 0..1, got {getattr(self, name)}")
@@ -121,21 +128,36 @@ class Selective:
             raise ValueError(f"every: expected 1 or more, got {self.every}")
 
     def asks(self, moments: Sequence[Moment], new: Moment) -> bool:
-        """Of frames that would enter if they lead back."""
-        if not self.size or not new.ids or new.certainty < self.certainty or new.index % self.every:
-            return False
-        newest = moments[-1] if moments else None
-        return newest is None or newest.ids != new.ids or distance(newest, new) >= self.novelty
+        """Of frames that may stay when they are no longer recent."""
+        return self.size > self.recent and self._enters(new) and self._stays(self._older(moments), new)
 
     def keep(self, moments: Sequence[Moment], new: Moment) -> tuple[Moment, ...]:
         """See `MemoryPolicy.keep`."""
         moments = tuple(moments)
-        if not self.asks(moments, new) or (new.echo is not None and new.echo < self.echo):
+        if not self.size or not self._enters(new):
             return moments
-        if len(moments) < self.size:
-            return (*moments, new)
-        least = min(moments, key=lambda moment: _worth(moment, (*moments, new)))
-        return (*(moment for moment in moments if moment is not least), new)
+        older = self._older(moments)
+        recent = (*moments[len(older) :], new)
+        if len(recent) > self.recent:
+            leaving, *recent = recent
+            if self.size > self.recent and self._stays(older, leaving):
+                older = (*older, leaving)
+        if len(older) + self.recent > self.size:
+            others = (*older, *recent)
+            least = min(older[:-1] or older, key=lambda moment: _worth(moment, others))
+            older = tuple(moment for moment in older if moment is not least)
+        return (*older, *recent)
+
+    def _older(self, moments: Sequence[Moment]) -> tuple[Moment, ...]:
+        return tuple(moments[: max(0, len(moments) - self.recent)])
+
+    def _enters(self, moment: Moment) -> bool:
+        return bool(moment.ids) and moment.certainty >= self.certainty
+
+    def _stays(self, older: Sequence[Moment], moment: Moment) -> bool:
+        if moment.index % self.every or (moment.echo is not None and moment.echo < self.echo):
+            return False
+        return all(each.ids != moment.ids or distance(each, moment) >= self.novelty for each in older)
 
 
 POLICIES = {"selective": Selective, "fifo": Fifo}

@@ -37,7 +37,7 @@ class RestoredMoment:
         index: the frame's number.
         image: uint8 (H, W, 3).
         labels: int32 (H, W): what the frame tells, no more than 0 and the ids of the moment.
-        certainty, given: as in `Moment`.
+        certainty, given, echo: as in `Moment`.
     """
 
     index: int
@@ -45,3 +45,4 @@ class RestoredMoment:
     labels: np.ndarray
     certainty: float
     given: bool
+    echo: float | None = None

@@ -222,6 +222,7 @@ class Tracker:
         self.state = TrackerState(index, Slots((*own, *later)))
         for each in moments:
             example, moment = self._moment(each.image, each.labels, each.certainty, each.index, each.given)
+            moment = replace(moment, echo=each.echo)
             self._set_moments((*self.state.moments, moment), {**self.state.shown, each.index: example})
 
     def _take(self, image: np.ndarray, mask: np.ndarray, ids: Iterable[int] | None, index: int) -> Segmentation:
