@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from incontext.clicks import Click
     from incontext.export import (
         LabelledImage,
         contact_sheet,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 # Where each public name lives. Torch takes seconds to import; a name pays for it only when it is used (PEP 562).
 _HOMES = {
     "CheckpointError": "incontext.model.checkpoint",
+    "Click": "incontext.clicks",
     "Example": "incontext.types",
     "IGNORE": "incontext.types",
     "ImageError": "incontext.image",
@@ -76,6 +78,7 @@ _HOMES = {
 
 __all__ = [
     "CheckpointError",
+    "Click",
     "Example",
     "IGNORE",
     "ImageError",

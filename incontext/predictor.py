@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from incontext.appearance_cache import AppearanceCache
+from incontext.clicks import Click, click_radii, paint_clicks
 from incontext.decoding import Decoder
 from incontext.device import pick_device
 from incontext.geodesic import Reach
@@ -236,6 +237,31 @@ class Predictor:
         if query.layout.tile is not None and not prompt.sources:
             raise ValueError("tile: expected examples, got query_labels alone; most tiles would have nothing to go by")
         return next(self._segment([query], prompt, manner))
+
+    def click(
+        self, image: Any, clicks: Sequence[Click], examples: Source | Iterable[Source] | Prompt = (), **how: Any
+    ) -> Segmentation:
+        """Segments what is clicked on in one image: `predict` with points for query labels.
+
+        The result makes an example for other images: `Example(open_image(image), segmentation.labels)`.
+
+        Args:
+            image: path, PIL image or array; see `open_image`.
+            clicks: at least one, on an object or, with id 0, on what is not meant. Any ids may be told apart at once.
+            examples: that show the same ids, if there are any; the clicks correct what they tell.
+            how: `ensemble`, `flip`, `kind`, as in `predict`.
+
+        Returns:
+            The segmentation, at the image's own size.
+
+        Raises:
+            ImageError: the image cannot be read.
+            TypeError, ValueError: a click is out of its range, or as in `predict`.
+        """
+        pixels = open_image(image)
+        config, size = self.model.config, pixels.shape[:2]
+        known = paint_clicks(clicks, size, click_radii(size, config.image_size, config.patch_size))
+        return self.predict(pixels, examples, query_labels=known, **how)
 
     def predict_many(
         self,

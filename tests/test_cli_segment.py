@@ -1,4 +1,5 @@
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -178,16 +179,47 @@ def test_wrong_arguments_are_named_before_the_model_is_loaded(tmp_path, monkeypa
         main(image, *shown, "-o", out, "--names", "7=x")
     with pytest.raises(ValueError, match=r"gone\.png"):
         main(image, "--example", tmp_path / "gone.png", shown[2], "-o", out)
-    with pytest.raises(ValueError, match="--example or --pack"):
+    with pytest.raises(ValueError, match="--example, --click or --pack"):
         main(image, "-o", out)
     for file in (image, image / "below"):
         with pytest.raises(SystemExit):
             main(image, *shown, "-o", file)
         assert "q.png is a file" in capsys.readouterr().err
-    for wrong in (["--tile", "big"], ["--names", "cell"], ["--names", "0=x"], ["--ensemble", "mean"]):
+    clicks = (["--click", image], ["--click", image, "a,b"], ["--click", image, "1,2,3,4"])
+    for wrong in (["--tile", "big"], ["--names", "cell"], ["--names", "0=x"], ["--ensemble", "mean"], *clicks):
         with pytest.raises(SystemExit):
             main(image, *shown, "-o", out, *wrong)
     assert not out.exists()
+
+
+def test_what_is_clicked_on_becomes_an_example(tmp_path, model, capsys):
+    """The halves of a picture differ; a click on each makes a mask of it, and that finds them in another picture."""
+    model.config = dataclasses.replace(model.config, refine=True)
+    halves = np.zeros((32, 64, 3), np.uint8)
+    halves[:, :32], halves[:, 32:] = (220, 60, 60), (60, 60, 220)
+    clicked, query = save(tmp_path / "a" / "halves.png", halves), save(tmp_path / "in" / "q.png", halves[:, ::-1])
+    out = tmp_path / "out"
+    points = ["--click", clicked, "5,16,3", "--click", clicked, "60,16,0"]
+    assert main(tmp_path / "in", *points, "-o", out, "--names", "3=red") == 0
+    mask = open_labels(out / "clicked" / "halves.png")
+    assert (mask[:, :30] == 3).all() and (mask[:, 34:] == 0).all()
+    found = open_labels(out / "masks" / "q.png")
+    assert (found[:, 34:] == 3).all() and (found[:, :30] == 0).all()
+    report = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert report["examples"] == [
+        {
+            "image": str(clicked),
+            "mask": str(out / "clicked" / "halves.png"),
+            "ids": [3],
+            "clicks": [[5, 16, 3], [60, 16, 0]],
+        }
+    ]
+    with pytest.raises(ValueError, match=r"halves\.png: clicks: expected points inside of 64 x 32 pixels, got 64,1"):
+        main(tmp_path / "in", "--click", clicked, "64,1", "-o", tmp_path / "other")
+    save(tmp_path / "b" / "halves.png", halves)
+    with pytest.raises(SystemExit):
+        main(query, *points, "--click", tmp_path / "b" / "halves.png", "5,5", "-o", tmp_path / "other")
+    assert "different names" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 def test_wrong_values_leave_nothing_behind(tmp_path, model, shown):

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from incontext.clicks import Click, click_radii, paint_clicks
 from incontext.evaluation.clicks import (
-    Click,
     ClickRun,
     click_objects,
-    click_radii,
     clicks_needed,
     mean_iou,
     next_click,
-    paint_clicks,
     run_clicks,
 )
 from incontext.evaluation.semantic import Confusion, evaluate_semantic, open_semantic
@@ -32,35 +30,43 @@ ALL = np.ones((20, 20), bool)
 
 
 def test_the_first_click_is_the_middle_of_the_object():
-    assert next_click(~ALL, box((20, 20), 3, 5, 10, 12), ALL) == Click(6, 8, True)
+    assert next_click(~ALL, box((20, 20), 3, 5, 10, 12), ALL) == Click(8, 6, 1)
 
 
 def test_the_next_click_is_the_middle_of_the_largest_error():
     truth = box((20, 20), 0, 0, 7, 7)
     found = box((20, 20), 0, 0, 7, 6) | box((20, 20), 10, 10, 15, 15)  # 7 pixels missed, 25 too many
-    assert next_click(found, truth, ALL) == Click(12, 12, False)
+    assert next_click(found, truth, ALL) == Click(12, 12, 0)
     assert next_click(truth, truth, ALL) is None
     valid = ~box((20, 20), 10, 10, 15, 15)  # nothing is known there
-    assert next_click(found, truth, valid).positive
+    assert next_click(found, truth, valid).id == 1
 
 
 def test_the_middle_is_far_from_the_picture_rim_too():
-    assert next_click(~ALL, ALL, ALL) in {Click(r, c, True) for r in (9, 10) for c in (9, 10)}
+    assert next_click(~ALL, ALL, ALL) in {Click(c, r, 1) for r in (9, 10) for c in (9, 10)}
 
 
 def test_a_click_is_half_a_patch_wide_for_the_model():
     # Half of a patch of 8 is a disk of radius 2 at 96 x 96; the picture is twice as high and four times as wide.
     radii = click_radii((192, 384), (96, 96), 8)
     assert radii == (4, 8)
-    known = paint_clicks([Click(100, 100, True)], (192, 384), radii)
+    known = paint_clicks([Click(100, 100)], (192, 384), radii)
     rows, columns = np.nonzero(known == 1)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (96, 104, 92, 108)
     assert (known[known != 1] == IGNORE).all()
 
 
 def test_later_clicks_lie_over_earlier_ones_and_never_vanish():
-    known = paint_clicks([Click(5, 5, True), Click(5, 6, False)], (10, 10), (0.1, 0.1))
+    known = paint_clicks([Click(5, 5), Click(6, 5, 0)], (10, 10), (0.1, 0.1))
     assert known[5, 5] == 1 and known[5, 6] == 0 and (known == IGNORE).sum() == 98
+
+
+@pytest.mark.parametrize("wrong", [Click(10, 0), Click(0, -1), Click(3, 3, -1)])
+def test_clicks_out_of_range_are_named(wrong):
+    with pytest.raises(ValueError, match="clicks: expected"):
+        paint_clicks([wrong], (10, 10), (1, 1))
+    with pytest.raises(ValueError, match="at least one"):
+        paint_clicks([], (10, 10), (1, 1))
 
 
 def test_a_run_ends_when_nothing_is_wrong():
@@ -73,7 +79,7 @@ def test_a_run_ends_when_nothing_is_wrong():
 
     image = np.zeros((20, 20, 3), np.uint8)
     run = run_clicks("a", image, truth, model, count=5, model_size=(20, 20), patch=4)
-    assert run.ious == (0.5, 1.0) and [click.positive for click in run.clicks] == [True, True]
+    assert run.ious == (0.5, 1.0) and [click.id for click in run.clicks] == [1, 1]
     assert (run.after(1), run.after(2), run.after(5)) == (0.5, 1.0, 1.0)
     assert (run.needed(0.5), run.needed(0.9)) == (1, 2)
 

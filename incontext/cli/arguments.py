@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from incontext.clicks import Click
 
 
 def number_list(text: str, least: int = 1) -> tuple[int, ...]:
@@ -93,3 +97,17 @@ def class_names(text: str) -> dict[int, str]:
             raise argparse.ArgumentTypeError(f"expected ids with their names such as 1=cell,2=nucleus, got {part!r}")
         names[int(id)] = name
     return names
+
+
+def click(text: str) -> Click:
+    """Reads a click, "X,Y" or "X,Y,ID".
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    from incontext.clicks import Click
+
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected a point such as 120,80 or 120,80,2 (x, y, id), got {text!r}")
+    return Click(*map(int, parts))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from incontext.cli.arguments import class_names, output_folder
+from incontext.cli.arguments import class_names, click, output_folder
 from incontext.cli.model_options import (
     add_device,
     add_model,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from incontext.clicks import Click
     from incontext.labeling.inputs import Input
     from incontext.prompt import Prompt
     from incontext.types import Example, Segmentation
@@ -41,8 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "segment",
         help="find in images what a few examples show",
         description="Segments images as the examples show. Writes DIR/masks/NAME.png (pixel values are ids), "
-        "DIR/overlays/NAME.jpg, DIR/results.json and DIR/sheet.png. An image that cannot be read is "
-        "reported, and the run goes on; the exit status is then 1.",
+        "DIR/overlays/NAME.jpg, DIR/results.json and DIR/sheet.png, and what was clicked on as DIR/clicked/NAME.png. "
+        "An image that cannot be read is reported, and the run goes on; the exit status is then 1.",
     )
     parser.add_argument(
         "images",
@@ -57,6 +59,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=[],
         metavar=("IMAGE", "MASK"),
         help="an image and its mask (ids, black and white, or colours); may be given several times",
+    )
+    parser.add_argument(
+        "--click",
+        nargs="+",
+        action=_ClickedImage,
+        default={},
+        metavar=("IMAGE", "X,Y[,ID]"),
+        help="an image and points on its objects, in pixels from the upper left: what they lie on becomes an example. "
+        "Ids are 1 unless given; 0 is for points that are not meant. May be given several times",
     )
     add_pack(parser)
     parser.add_argument("-o", "--output", type=output_folder, required=True, metavar="DIR", help="where to write")
@@ -89,33 +100,92 @@ def run(args: argparse.Namespace) -> int:
     from incontext.labeling.inputs import find_images
     from incontext.types import Example
 
-    if not args.example and not args.pack:
-        raise ValueError("expected --example or --pack, got neither; show what to find")
-    shown = [Path(path).expanduser() for pair in args.example for path in pair]
-    masks, overlays = args.output / "masks", args.output / "overlays"
-    inputs = find_images(args.images, skip=[*shown[1::2], args.output / "sheet.png"], skip_folders=[masks, overlays])
-    report = args.output / REPORT
+    if not args.example and not args.click and not args.pack:
+        raise ValueError("expected --example, --click or --pack, got none of them; show what to find")
+    given = [Path(path).expanduser() for pair in args.example for path in pair]
+    masks, overlays, clicked = (args.output / name for name in ("masks", "overlays", "clicked"))
+    made = [args.output / REPORT, args.output / "sheet.png", *(clicked / f"{path.stem}.png" for path in args.click)]
+    inputs = find_images(args.images, skip=[*given[1::2], *made], skip_folders=[masks, overlays])
     outputs = [masks / f"{each.name}.png" for each in inputs] + [overlays / f"{each.name}.jpg" for each in inputs]
-    outputs += [report, args.output / "sheet.png"]
-    _protect(outputs, [*shown, *(each.path for each in inputs)], written_before=report.exists())
-    examples = Example.open_many(list(zip(shown[::2], shown[1::2], strict=True)), names=args.names)
-    unknown = set(args.names).difference(*(example.ids for example in examples))
-    if unknown and not examples:
-        raise ValueError(
-            "--names: expected examples whose ids it names, got packs alone, which have names of their own"
-        )
-    if unknown:
-        ids = sorted({id for example in examples for id in example.ids})
-        raise ValueError(f"--names: expected ids that the examples show ({ids}), got {sorted(unknown)}")
+    _protect([*outputs, *made], [*given, *args.click, *(each.path for each in inputs)], made[0].exists())
+    pairs = list(zip(given[::2], given[1::2], strict=True))
+    examples = Example.open_many(pairs, names=args.names)
+    _check_names(args, {id for example in examples for id in example.ids})
 
     from incontext.pack.library import open_pack
 
     packs = [open_pack(each) for each in args.pack]
     predictor = open_predictor(args, refine=args.refine, precision=args.precision)
-    job = _Job(args, examples, predictor.prompt([*packs, *examples]), inputs, predictor)
+    shown = [_Shown(example, *pair) for example, pair in zip(examples, pairs, strict=True)]
+    for path, clicks in args.click.items():
+        example = _touch(predictor, path, clicks, [*packs, *examples], args.names)
+        shown.append(_Shown(example, path, clicked / f"{path.stem}.png", clicks))
+    job = _Job(args, shown, predictor.prompt([*packs, *(each.example for each in shown)]), inputs, predictor)
     job.segment()
     print(job.summary())
     return 1 if job.failed else 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """An example, where it is from, and the clicks that made its mask, if any did."""
+
+    example: Example
+    image: Path
+    mask: Path
+    clicks: Sequence[Click] = ()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For `results.json`."""
+        record = {"image": str(self.image), "mask": str(self.mask), "ids": list(self.example.ids)}
+        return record | ({"clicks": [[click.x, click.y, click.id] for click in self.clicks]} if self.clicks else {})
+
+
+class _ClickedImage(argparse.Action):
+    """Collects `--click IMAGE X,Y[,ID] ...`: path -> clicks. What it cannot read, argparse turns into a message."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        path, *points = values
+        if not points:
+            parser.error(f"argument --click: expected an image and points on it such as 120,80, got {path!r} alone")
+        collected = dict(getattr(namespace, self.dest))
+        try:
+            path = Path(path).expanduser()
+            collected[path] = [*collected.get(path, ()), *map(click, points)]
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --click: {error}")
+        stems = [each.stem for each in collected]
+        if len(set(stems)) < len(stems):
+            parser.error(f"argument --click: expected images with different names, got {path.stem!r} twice; rename one")
+        setattr(namespace, self.dest, collected)
+
+
+def _touch(
+    predictor: Any, path: Path, clicks: Sequence[Click], sources: Sequence[Any], names: dict[int, str]
+) -> Example:
+    """An example of what lies under clicks. Beside other examples or packs of the same ids, clicks correct these."""
+    from incontext.image import open_image
+    from incontext.types import Example
+
+    image, ids = open_image(path), {each.id for each in clicks}
+    told = [each for each in sources if ids.intersection(each.ids)]
+    try:
+        labels = predictor.click(image, clicks, told).labels
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Example(image, labels, {id: name for id, name in names.items() if id in ids})
+
+
+def _check_names(args: argparse.Namespace, ids: set[int]) -> None:
+    ids = ids | {each.id for clicks in args.click.values() for each in clicks if each.id}
+    unknown = sorted(set(args.names) - ids)
+    if unknown and not ids:
+        raise ValueError(
+            "--names: expected examples whose ids it names, got packs alone, which have names of their own"
+        )
+    if unknown:
+        raise ValueError(f"--names: expected ids that the examples show ({sorted(ids)}), got {unknown}")
 
 
 class _Job:
@@ -124,12 +194,12 @@ class _Job:
     def __init__(
         self,
         args: argparse.Namespace,
-        examples: Sequence[Example],
+        shown: Sequence[_Shown],
         prompt: Prompt,
         inputs: Sequence[Input],
         predictor: Any,
     ) -> None:
-        self.args, self.examples, self.prompt = args, examples, prompt
+        self.args, self.shown, self.prompt = args, shown, prompt
         self.report = args.output / REPORT
         self.inputs, self.predictor = inputs, predictor
         self.ensemble = prompt.ensemble_for(args.ensemble)
@@ -161,6 +231,8 @@ class _Job:
 
         from tqdm import tqdm
 
+        from incontext.export import write_indexed
+
         args = self.args
         results = self.predictor.predict_many(
             [each.path for each in self.inputs],
@@ -175,6 +247,9 @@ class _Job:
         )
         if not self.report.exists():
             self._write_report()
+        for each in self.shown:
+            if each.clicks:
+                write_indexed(each.mask, each.example.labels)
         # disable=None: silent unless standard error is a terminal
         self.moments.append(time.perf_counter())
         bar = tqdm(total=len(self.inputs), unit="image", disable=None, file=sys.stderr)
@@ -252,10 +327,10 @@ class _Job:
         self._write_report()
         part = f"{len(self.cards)} of {len(self.inputs)} images"
         sheet = contact_sheet(
-            self.examples,
+            [each.example for each in self.shown],
             [(image, segmentation) for _, image, segmentation in self.cards],
             title=part if len(self.cards) < len(self.inputs) else "",
-            example_titles=[Path(image).name for image, _ in self.args.example],
+            example_titles=[each.image.name for each in self.shown],
             result_titles=[each.name.as_posix() for each, _, _ in self.cards],
             limit=SHEET_RESULTS,
         )
@@ -284,10 +359,7 @@ class _Job:
             },
             "names": names,
             "packs": args.pack,
-            "examples": [
-                {"image": image, "mask": mask, "ids": list(example.ids)}
-                for (image, mask), example in zip(args.example, self.examples, strict=True)
-            ],
+            "examples": [each.record for each in self.shown],
             "total": len(self.inputs),
             "segmented": len(self.records) - self.failed,
             "failed": self.failed,

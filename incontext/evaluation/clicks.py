@@ -2,8 +2,7 @@
 
 The first click goes to the middle of the object; each further one to the middle of the largest error region of what the
 model has found, positive where the object is missed, negative where too much is found. The middle is the point
-farthest from the region's rim and from the picture's (Sofiiuk et al., RITM, 2022). A click is a disk whose diameter is
-about half a patch of the model's, so that it is as large for the model as a click in training.
+farthest from the region's rim and from the picture's (Sofiiuk et al., RITM, 2022).
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from incontext.clicks import Click, click_radii, paint_clicks
 from incontext.evaluation.metrics import iou
 from incontext.labelled_folders import Item
-from incontext.types import IGNORE
 
 OBJECT, NOT_OBJECT = 1, 0
 TARGETS = (0.8, 0.9)
@@ -25,15 +24,6 @@ TARGETS = (0.8, 0.9)
 
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Image uint8 (H, W, 3) and known labels int32 (H, W), `IGNORE` where nothing is known -> labels int (H, W)."""
-
-
-@dataclass(frozen=True)
-class Click:
-    """Where, in pixels, and whether it says "this" or "not this"."""
-
-    row: int
-    column: int
-    positive: bool
 
 
 @dataclass(frozen=True)
@@ -81,30 +71,7 @@ def next_click(found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> Click
         return None
     depth = ndimage.distance_transform_edt(np.pad(best[1], 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return Click(int(row), int(column), best[2])
-
-
-def paint_clicks(clicks: Sequence[Click], size: tuple[int, int], radii: tuple[float, float]) -> np.ndarray:
-    """Clicks as known labels: int32 (H, W), `IGNORE` elsewhere. Later clicks lie over earlier ones.
-
-    Args:
-        clicks: in order.
-        size: (H, W).
-        radii: of a click along rows and columns, in pixels; an ellipse here is a disk for the model, which sees
-            the picture stretched. A click covers one pixel at least.
-    """
-    known = np.full(size, IGNORE, np.int32)
-    rows, columns = np.indices(size, sparse=True)
-    for click in clicks:
-        away = ((rows - click.row) / radii[0]) ** 2 + ((columns - click.column) / radii[1]) ** 2
-        known[away <= 1] = OBJECT if click.positive else NOT_OBJECT
-        known[click.row, click.column] = OBJECT if click.positive else NOT_OBJECT
-    return known
-
-
-def click_radii(size: tuple[int, int], model_size: tuple[int, int], patch: int) -> tuple[float, float]:
-    """Radii, in the picture's pixels, of a disk that is half a patch wide for the model."""
-    return tuple(patch / 4 * side / seen for side, seen in zip(size, model_size, strict=True))
+    return Click(int(column), int(row), OBJECT if best[2] else NOT_OBJECT)
 
 
 def run_clicks(

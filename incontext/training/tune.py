@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _LEAST_HELD = 8  # held-out views, however many passes each takes
 _PROBES = 16  # training views on which candidates are tried
+_TRIED = 8  # candidates, those that are best alone, that are tried beside the ones chosen before
 _LEAST_PROBES = 4
 
 
@@ -191,20 +192,25 @@ class _Run:
         return looks.swatches(self.data.pairs(), len(self.ids))
 
     def _choose(self) -> Views:
-        """The real examples to start from: the best alone on other images; each class in one of them, if it goes."""
+        """The real examples to start from: one after the other that which helps most beside those before it, on other
+        images; each class in one of them, if it goes."""
         config = self.config
         rng = np.random.default_rng([config.seed, 0])
         found = self.data.candidates(rng, max(config.candidates, config.examples))
         plain = Augmentation(crops=0.0, mirror=False, jitter=0.0)
         count = min(max(_LEAST_PROBES, _PROBES // len(self.parts)), len(self.data))
         probes = self.data.draw(rng, count, range(1, len(self.ids) + 1), plain)
-        scores = []
-        for k in range(len(found)):
-            alone = self._pack(LearnedPrompt(found[[k]], len(self.ids), "images"))
-            scores.append(score(self.model, alone, probes, config.balance, config.beta, config.batch_size).iou)
-        left, chosen, covered = sorted(range(len(found)), key=lambda k: -scores[k]), [], set()
+
+        def iou(*examples: int) -> float:
+            pack = self._pack(LearnedPrompt(found[list(examples)], len(self.ids), "images"))
+            return score(self.model, pack, probes, config.balance, config.beta, config.batch_size).iou
+
+        alone = [iou(k) for k in range(len(found))]
+        left, chosen, covered = sorted(range(len(found)), key=lambda k: -alone[k]), [], set()
         while left and len(chosen) < config.examples:
-            best = max(left, key=lambda k: (len(found.shown(k) - covered), scores[k]))
+            most = max(len(found.shown(k) - covered) for k in left)
+            tried = [k for k in left if len(found.shown(k) - covered) == most][:_TRIED]
+            best = max(tried, key=lambda k: iou(*chosen, k)) if chosen and len(tried) > 1 else tried[0]
             left.remove(best)
             chosen.append(best)
             covered |= found.shown(best)
