@@ -70,12 +70,12 @@ def test_a_pack_is_made_tested_and_shown(tmp_path, model, capsys):
     assert {path.name for path in (tmp_path / "packs" / "cells.tune").iterdir()} == {
         "curve.csv",
         "curve.png",
-        "before-after.png",
+        "before-after.jpg",
         "state.pt",
     }
     card = out.with_suffix(".md").read_text()
     assert "How good it is" in card
-    for picture in ("cells.tune/curve.png", "cells.tune/before-after.png"):
+    for picture in ("cells.tune/curve.png", "cells.tune/before-after.jpg"):
         assert f"](<{picture}>)" in card and (out.parent / picture).is_file()
     assert "held-out IoU, tuned" in capsys.readouterr().out
     assert main("packs", "verify", out, "--test", test, "--test-limit", 2, "--real", data) == 0

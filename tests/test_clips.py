@@ -29,6 +29,13 @@ def test_every_object_is_seen_first(objects):
     assert np.unique(shown.labels[0]).tolist() == list(range(objects + 1))
 
 
+@pytest.mark.parametrize("objects", range(9, 21))
+def test_where_there_is_little_room_shapes_are_smaller(objects):
+    for seed in range(2):
+        shown = render_clip(np.random.default_rng([0, objects, seed]), size=(64, 64), frames=8, objects=objects)
+        assert len(np.unique(shown.labels[0])) == objects + 1
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_announced_happens(seed):
     shown = clip(seed)

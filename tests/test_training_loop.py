@@ -384,7 +384,7 @@ def test_command(pack, tmp_path, capsys):
     assert "unknown fields ['stepps']" in capsys.readouterr().err
     assert main([*command, "--config", "small-65"]) == 2
     assert (
-        "one of the recipes ['small-128', 'small-64', 'small-96', 'small-96-muon', 'vit-large-low-rank']"
+        "one of the recipes ['small-128', 'small-64', 'small-96', 'small-96-clicks', 'small-96-muon', 'vit-large-low-rank']"
         in capsys.readouterr().err
     )
     assert main(["train", "run", str(config), "-o", str(tmp_path / "other"), "--device", "cpu"]) == 2

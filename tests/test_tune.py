@@ -129,7 +129,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch, learn):
 
 def test_a_run_shows_itself(tmp_path):
     tune(cached_model(), images(), dataclasses.replace(QUICK, steps=4), folder=tmp_path)
-    for name in ("curve.png", "before-after.png"):
+    for name in ("curve.png", "before-after.jpg"):
         assert np.asarray(Image.open(tmp_path / name)).std() > 5
 
 

@@ -31,7 +31,7 @@ from incontext.palette import Palette
 FORMAT = 1
 SUFFIX = ".safetensors"
 
-PICTURES = ("curve.png", "before-after.png")
+PICTURES = ("curve.png", "before-after.jpg")
 """What a tuning run draws, in the folder NAME.tune beside the pack."""
 
 _KEY = "incontext.pack"

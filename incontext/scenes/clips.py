@@ -87,8 +87,10 @@ def render_clip(
         raise ValueError(f"events: expected some of {', '.join(EVENTS)}; got {', '.join(unknown)}")
     cast = _cast(events, objects)
     ground = _ground(rng, size)
-    for _ in range(_TRIES):
-        shapes, pillars = _stage(rng, size, frames, objects, cast)
+    for attempt in range(_TRIES):
+        # Where there is no room, shapes become smaller bit by bit.
+        radius = min(0.16, 0.3 / objects**0.5) * min(size) * 0.97 ** (attempt // 10)
+        shapes, pillars = _stage(rng, size, frames, objects, cast, radius)
         if _in_sight(shapes, pillars, size):
             drawn = [_draw(ground, shapes, pillars, t) for t in range(frames)]
             return Clip(np.stack([image for image, _ in drawn]), np.stack([labels for _, labels in drawn]), cast)
@@ -106,10 +108,9 @@ def _cast(events: Sequence[str], objects: int) -> tuple[tuple[str, tuple[int, ..
     return tuple(cast)
 
 
-def _stage(rng: np.random.Generator, size: tuple[int, int], frames: int, objects: int, cast):
-    """Random shapes on their ways, and the pillars that they pass."""
+def _stage(rng: np.random.Generator, size: tuple[int, int], frames: int, objects: int, cast, radius: float):
+    """Random shapes of a radius on their ways, and the pillars that they pass."""
     height, width = size
-    radius = min(0.16, 0.3 / objects**0.5) * min(size)
     columns = int(np.ceil((objects * width / height) ** 0.5))
     rows = -(-objects // columns)
     cells = rng.permutation(rows * columns)[:objects]

@@ -61,7 +61,7 @@ def tune(
         config: how.
         name: of the pack.
         model_name: what people call the model.
-        folder: where the run keeps `curve.csv`, `curve.png`, `before-after.png` and `state.pt`. Interrupted, it goes
+        folder: where the run keeps `curve.csv`, `curve.png`, `before-after.jpg` and `state.pt`. Interrupted, it goes
             on from the last look when started again, with the same result as without the stop.
 
     Returns:
@@ -180,7 +180,7 @@ class _Run:
         )
         if self.folder is not None:
             draw_curve(self.rows, self.folder / "curve.png")
-            draw_before_after(self.model, self.real, pack, self.held, self.folder / "before-after.png")
+            draw_before_after(self.model, self.real, pack, self.held, self.folder / "before-after.jpg")
         return pack
 
     def _swatches(self) -> Swatches | None:

@@ -101,7 +101,7 @@ class Selective:
 
     Attributes:
         size: how many moments are remembered.
-        recent: how many of them are the last certain frames, whatever they show; half of them by default.
+        recent: how many of them are the last certain frames, whatever they show; by default half, rounded up.
         certainty: the least certainty of a moment that enters, 0..1.
         echo: the least echo of one that stays, 0..1.
         novelty: the least distance of one that stays to the other older ones, 0..1; see `distance`.
@@ -118,7 +118,7 @@ class Selective:
     def __post_init__(self) -> None:
         _check_size(self.size)
         if self.recent is None:
-            object.__setattr__(self, "recent", self.size // 2)
+            object.__setattr__(self, "recent", (self.size + 1) // 2)
         if not 0 <= self.recent <= self.size:
             raise ValueError(f"recent: expected 0 to {self.size} past frames, got {self.recent}")
         for name in ("certainty", "echo", "novelty"):
@@ -144,7 +144,8 @@ class Selective:
                 older = (*older, leaving)
         if len(older) + self.recent > self.size:
             others = (*older, *recent)
-            least = min(older[:-1] or older, key=lambda moment: _worth(moment, others))
+            weighed = older if self.recent else older[:-1]  # the newest of all stays
+            least = min(weighed, key=lambda moment: _worth(moment, others))
             older = tuple(moment for moment in older if moment is not least)
         return (*older, *recent)
 
