@@ -25,7 +25,10 @@ from torch import Tensor
 from incontext.refinement import Likeness, mean_side, working_picture
 
 KEYS = 4096
-"""How many pixels of the examples are kept, evenly spread: more cost more and change little."""
+"""How many pixels of an example are kept, evenly spread: more cost more and change little."""
+
+MOST_KEYS = 16384
+"""How many pixels of several examples are compared with."""
 
 SHARPNESS = 0.15
 """Standard deviation of the kernel, where 1 is about that of the pixels of one id."""

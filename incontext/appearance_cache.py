@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from incontext.appearance import KEYS, Appearance, Sample, detail_of, pixel_features
+from incontext.appearance import KEYS, MOST_KEYS, Appearance, Sample, detail_of, pixel_features
 from incontext.pack import PromptPack
 from incontext.pack.joining import mean_of
 from incontext.pack.swatches import Swatches
@@ -19,7 +19,7 @@ from incontext.refinement import Refinement, mean_side
 from incontext.tiling import object_widths
 from incontext.types import Example
 
-SWATCHES = (64, 4096)
+SWATCHES = (64, MOST_KEYS)
 """Of how many images a pack keeps pixels, and how many in all."""
 
 
@@ -70,6 +70,10 @@ class AppearanceCache:
         found = tuple(each.find(features) for each in looks.appearances)
         return Refinement(image, looks.detail * patch, self.device, found, looks.width * patch)
 
+    def unfitted(self, image: np.ndarray) -> Refinement:
+        """What fits nothing, and only brings results to the size of an image, uint8 (H, W, 3)."""
+        return Refinement(image, mean_side(self._patch(image.shape[:2], None)), self.device, width=0.0)
+
     def swatches(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], classes: int) -> Swatches | None:
         """Takes pixels of images that are shown whole, for a pack.
 
@@ -119,7 +123,9 @@ class AppearanceCache:
                 ids = tuple(sorted(group))
                 samples = [sample for pack in packs for sample in self._samples_of(pack, ids, tile, detail)]
                 samples += [self._sample(each, ids, tile, detail) for each in examples]
-                keys = KEYS if detail == 1 else KEYS // 2  # a finer query has more pixels
+                # The frames of a video are many and alike.
+                keys = KEYS if prompt.apart else min(MOST_KEYS, KEYS * len(samples))
+                keys = keys if detail == 1 else keys // 2  # a finer query has more pixels
                 fitted = (
                     {} if examples else {"strength": mean_of(packs, "strength"), "favour": mean_of(packs, "favour")}
                 )

@@ -45,7 +45,7 @@ class _Query:
         crops: uint8 (n, h, w, 3), one for each tile, at the model's input size.
         hints: int (n, h, w), what is painted on them, negative elsewhere; or None.
         given: int (H, W), the same at the image's size; or None.
-        image: uint8 (H, W, 3), where the result is to be refined along its edges; or None.
+        image: uint8 (H, W, 3), where the result goes by its edges too; or None.
     """
 
     layout: Layout
@@ -375,7 +375,8 @@ class Predictor:
         layout = tiling.layout(pixels.shape[:2], prompt.sizes)
         crops = np.stack([resize_image(crop, size) for crop in layout.cut(pixels)])
         hints = None if given is None else np.stack([resize_hints(crop, size) for crop in layout.cut(given, fill=-1)])
-        return _Query(layout, crops, hints, given, pixels if self.refine else None)
+        alone = given is not None and not prompt.sources
+        return _Query(layout, crops, hints, given, pixels if self.refine or alone else None)
 
     def _segment(
         self, queries: Sequence[_Query | ImageError], prompt: Prompt, manner: Manner
@@ -419,7 +420,10 @@ class Predictor:
     def _refinement(self, query: _Query, prompt: Prompt) -> Refinement | None:
         if query.image is None:
             return None
-        refinement = self.refinement(query.image, prompt, query.layout.tile)
+        if not self.refine:
+            refinement = self._appearances.unfitted(query.image)
+        else:
+            refinement = self.refinement(query.image, prompt, query.layout.tile)
         if query.given is None or (query.given < 0).all():
             return refinement
         return replace(refinement, reach=Reach.of(query.image, query.given, alone=not prompt.sources))

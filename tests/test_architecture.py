@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parent.parent / "incontext"
 VALUES = {
     "atomic",
     "canvas",
+    "clicks",
     "colour_masks",
     "device",
     "image",
@@ -41,6 +42,7 @@ INFERENCE = {
     "appearance_cache",
     "decoding",
     "example_crops",
+    "geodesic",
     "pack",
     "painter",
     "predictor",

@@ -9,9 +9,10 @@ import pytest
 import torch
 from fake_models import ColourMatcher, blocks, example, scene
 
+from incontext.clicks import Click
 from incontext.geodesic import Reach, _colours, _farthest_near, _graph
 from incontext.predictor import Predictor
-from incontext.types import IGNORE
+from incontext.types import IGNORE, Example
 
 HALVES = np.zeros((60, 90, 3), np.uint8)
 HALVES[:, :40] = (200, 40, 40)
@@ -100,13 +101,24 @@ def test_near_and_far_part_at_the_gap():
 
 
 @pytest.mark.parametrize("refine", [False, True])
-def test_predictors_go_by_clicks_where_they_refine(refine):
+def test_predictors_go_by_clicks(refine):
     """The model paints only what is given here."""
     predictor = Predictor(ColourMatcher(), refine=refine)
-    known = clicked((60, 90), _1=[(30, 10)])
-    found = predictor.predict(HALVES, query_labels=known).labels == 1
-    assert found[known == 1].all() and found[:, 42:].sum() == 0
-    assert found[:, :38].all() == refine
+    found = predictor.click(HALVES, [Click(10, 30, id=7)])
+    assert found.ids == (7,) and (found.labels[:, :38] == 7).all() and not found.labels[:, 42:].any()
+    both = predictor.click(HALVES, [Click(10, 30, id=7), Click(80, 30, id=2)]).labels
+    assert (both[:, :38] == 7).all() and (both[:, 42:] == 2).all()
+    with pytest.raises(ValueError, match="inside of 90 x 60"):
+        predictor.click(HALVES, [Click(90, 3)])
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_clicks_beside_examples_leave_the_rest_to_them(refine):
+    """The example says that red is meant; the click says that this red is not."""
+    predictor = Predictor(ColourMatcher(), refine=refine)
+    shown = Example(HALVES, np.where(np.arange(90) < 40, 1, 0)[None].repeat(60, 0).astype(np.int32))
+    found = predictor.click(HALVES, [Click(10, 30, id=0)], shown).labels
+    assert found[30, 10] == 0 and (found[:, 42:] == 0).all() and (found[:, 30:38] == 1).all()
 
 
 def test_a_prompt_of_examples_is_left_alone_without_clicks():
