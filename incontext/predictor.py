@@ -420,10 +420,10 @@ class Predictor:
     def _refinement(self, query: _Query, prompt: Prompt) -> Refinement | None:
         if query.image is None:
             return None
-        if not self.refine:
-            refinement = self._appearances.unfitted(query.image)
-        else:
+        if self.refine:
             refinement = self.refinement(query.image, prompt, query.layout.tile)
+        else:
+            refinement = self._appearances.unfitted(query.image)
         if query.given is None or (query.given < 0).all():
             return refinement
         return replace(refinement, reach=Reach.of(query.image, query.given, alone=not prompt.sources))

@@ -73,12 +73,12 @@ def test_a_run_ends_when_nothing_is_wrong():
     truth = box((20, 20), 0, 0, 8, 8)
     asked = []
 
-    def model(image, known):
-        asked.append(known)
+    def model(image, clicks):
+        asked.append(tuple(clicks))
         return (truth if len(asked) == 2 else truth & (np.arange(20) < 4)).astype(np.int32)
 
     image = np.zeros((20, 20, 3), np.uint8)
-    run = run_clicks("a", image, truth, model, count=5, model_size=(20, 20), patch=4)
+    run = run_clicks("a", image, truth, model, count=5)
     assert run.ious == (0.5, 1.0) and [click.id for click in run.clicks] == [1, 1]
     assert (run.after(1), run.after(2), run.after(5)) == (0.5, 1.0, 1.0)
     assert (run.needed(0.5), run.needed(0.9)) == (1, 2)

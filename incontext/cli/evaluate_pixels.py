@@ -143,10 +143,10 @@ def run_clicks(args: argparse.Namespace) -> int:
     from incontext.types import IGNORE
 
     predictor = open_predictor(args)
-    config, most = predictor.model.config, max(args.clicks)
+    most = max(args.clicks)
 
-    def predict(image, known):
-        return predictor.predict(image, query_labels=known).labels
+    def predict(image, clicks):
+        return predictor.click(image, clicks).labels
 
     sets = [source for source in find_sets(args.data, args.sets) if isinstance(source, ImageSet)]
     if not sets:
@@ -165,8 +165,6 @@ def run_clicks(args: argparse.Namespace) -> int:
                     labels == id,
                     predict,
                     count=most,
-                    model_size=config.image_size,
-                    patch=config.patch_size,
                     valid=labels != IGNORE,
                 )
             )

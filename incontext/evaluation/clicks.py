@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from incontext.clicks import Click, click_radii, paint_clicks
+from incontext.clicks import Click
 from incontext.evaluation.metrics import iou
 from incontext.labelled_folders import Item
 
@@ -22,8 +22,8 @@ OBJECT, NOT_OBJECT = 1, 0
 TARGETS = (0.8, 0.9)
 """IoU values whose number of clicks is counted."""
 
-Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Image uint8 (H, W, 3) and known labels int32 (H, W), `IGNORE` where nothing is known -> labels int (H, W)."""
+Predict = Callable[[np.ndarray, Sequence[Click]], np.ndarray]
+"""Image uint8 (H, W, 3) and all clicks so far -> labels int (H, W)."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,18 @@ def next_click(found: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> Click
     Returns:
         The click, or None where nothing is wrong.
     """
-    best: tuple[int, np.ndarray, bool] | None = None
-    for wrong, positive in ((truth & ~found & valid, True), (found & ~truth & valid, False)):
+    best: tuple[int, np.ndarray, int] | None = None
+    for wrong, id in ((truth & ~found & valid, OBJECT), (found & ~truth & valid, NOT_OBJECT)):
         parts, count = ndimage.label(wrong)
         if count:
             sizes = np.bincount(parts.ravel())[1:]
             if best is None or sizes.max() > best[0]:
-                best = int(sizes.max()), parts == 1 + int(sizes.argmax()), positive
+                best = int(sizes.max()), parts == 1 + int(sizes.argmax()), id
     if best is None:
         return None
     depth = ndimage.distance_transform_edt(np.pad(best[1], 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return Click(int(column), int(row), OBJECT if best[2] else NOT_OBJECT)
+    return Click(int(column), int(row), best[2])
 
 
 def run_clicks(
@@ -81,8 +81,6 @@ def run_clicks(
     predict: Predict,
     *,
     count: int,
-    model_size: tuple[int, int],
-    patch: int,
     valid: np.ndarray | None = None,
 ) -> ClickRun:
     """Clicks on one object until it is found or `count` is reached.
@@ -93,19 +91,16 @@ def run_clicks(
         truth: bool (H, W), not empty.
         predict: the model.
         count: most clicks.
-        model_size: (H, W) of the model's input.
-        patch: side of its patches.
         valid: bool (H, W), pixels that count; all by default.
     """
     valid = np.ones(truth.shape, bool) if valid is None else valid
     found, clicks, ious = np.zeros(truth.shape, bool), [], []
-    radii = click_radii(truth.shape, model_size, patch)
     while len(clicks) < count:
         click = next_click(found, truth, valid)
         if click is None:
             break
         clicks.append(click)
-        found = predict(image, paint_clicks(clicks, truth.shape, radii)) == OBJECT
+        found = predict(image, clicks) == OBJECT
         ious.append(iou(found, truth, valid))
     return ClickRun(name, tuple(ious), tuple(clicks))
 
