@@ -3,6 +3,17 @@
 import pytest
 import torch
 
+from incontext.model import compiled
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_folder(tmp_path_factory):
+    """What was compiled on this machine before is not used; tests of it compile their own."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_folder", lambda: folder)
+        yield folder
+
 
 @pytest.fixture
 def set_threads():

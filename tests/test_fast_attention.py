@@ -9,6 +9,7 @@ import torch
 from random_models import TINY, TINY_CACHED, random_inputs, random_model, random_painted
 
 from incontext.model import attention
+from incontext.model.compiled import without_compiled
 from incontext.model.fast_linear import _PRODUCT, gains_by_products, plain_product
 from incontext.model.inference import for_inference
 from incontext.model.seggpt import SegGPT
@@ -33,7 +34,8 @@ def small(request, monkeypatch):
     """The bias is put together a few heads at a time, as for large models, or whole, as for small ones."""
     monkeypatch.setattr(attention, "_SMALL", request.param)
     monkeypatch.setattr(attention, "gains_by_products", lambda dtype, device: False)
-    return request.param
+    with without_compiled():
+        yield request.param
 
 
 @pytest.fixture(params=[1, 200], ids=["row by row", "some rows"])

@@ -21,6 +21,7 @@ from incontext.bench.memory import measure_peak
 from incontext.bench.models import build_model, make_inputs
 from incontext.bench.operations import count_operations
 from incontext.bench.sides import Side, has_transformers, prepare
+from incontext.model.compiled import compiled_attention
 from incontext.model.seggpt import SegGPT
 
 
@@ -162,6 +163,7 @@ def describe_machine() -> dict[str, str | int]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "attention": "torch's" if compiled_attention(torch.float32) is None else "compiled",
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -30,7 +30,8 @@ def markdown(results: Results) -> str:
     """The machine, its limits and a table of all rows, ready for a README."""
     machine, plan = results.machine, results.plan
     parts = [
-        f"Model `{plan.size}`, {machine['processor']} ({machine['instructions']}, {machine['threads']} threads), "
+        f"Model `{plan.size}`, {machine['processor']} ({machine['instructions']}, {machine['threads']} threads, "
+        f"{machine['attention']} attention), "
         f"torch {machine['torch']}"
         + (f", transformers {machine['transformers']}" if "transformers" in machine else "")
         + f"; {plan.pairs} interleaved rounds, medians."

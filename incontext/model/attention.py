@@ -3,8 +3,9 @@
 The plain form hands the whole bias to torch's `scaled_dot_product_attention`; it has gradients and runs everywhere.
 The fused form, for prediction on a CPU, never holds more of the bias than stays in cache, and tells the log-sum-exp of
 the scores too, so that attention to several sets of keys can be computed one by one and merged. It is computed by
-torch's own kernel, a few heads at a time (at ViT-L size the bias of a head takes 10 MB), or, where oneDNN is faster,
-as products of matrices, some rows of a head at a time. The latter have their scores and softmax in float32 throughout.
+attention.cpp, where its user had that compiled; else by torch's own kernel, a few heads at a time (at ViT-L size the
+bias of a head takes 10 MB), or, where oneDNN is faster, as products of matrices, some rows of a head at a time. All but
+torch's kernel have their scores and softmax in float32 throughout.
 
 Shapes in comments: b rows of the batch, a heads, l tokens, d channels of a head; (h, w) patches of one half of the
 canvas.
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from incontext.model.compiled import compiled_attention
 from incontext.model.config import SegGPTConfig
 from incontext.model.fast_linear import gains_by_products, plain_product
 
@@ -128,6 +130,10 @@ class Attention(nn.Module):
         sums: bool,
     ) -> Mixed:
         """Without `sums` there may be no log-sum-exp in the result."""
+        compiled = compiled_attention(query.dtype)
+        if compiled is not None and query.dtype is key.dtype is value.dtype:
+            tables = self._reversed_tables(grid)
+            return Mixed(*compiled(query, key, value, *tables, rows.start, key_rows.start))
         large = query[0, :, :, 0].numel() * key.shape[-2] > _SMALL
         if self.rel_pos_h is not None and large and gains_by_products(query.dtype, query.device):
             bias = self._bias(query.float(), grid, rows, key_rows)
@@ -141,13 +147,25 @@ class Attention(nn.Module):
         query_rows = torch.arange(rows.start, rows.stop, device=query.device)
         keys = torch.arange(key_rows.start, key_rows.stop, device=query.device)
         columns = torch.arange(w, device=query.device)
-        table_h = _resize_table(self.rel_pos_h, 2 * (2 * h) - 1)[query_rows[:, None] - keys + 2 * h - 1].to(query.dtype)
-        table_w = _resize_table(self.rel_pos_w, 2 * w - 1)[columns[:, None] - columns + w - 1].to(query.dtype)
+        table_h, table_w = (table.to(query.dtype) for table in self._tables(grid))
+        table_h = table_h[query_rows[:, None] - keys + 2 * h - 1]
+        table_w = table_w[columns[:, None] - columns + w - 1]
         query = rearrange(query, "b a (h w) d -> b a h w d", w=w)
         return Bias(
             torch.einsum("b a h w d, h k d -> b a h w k", query, table_h),
             torch.einsum("b a h w d, w k d -> b a h w k", query, table_w),
         )
+
+    def _tables(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(4h - 1, d) and (2w - 1, d): R_h and R_w, the middle one for a key in the query's own place."""
+        h, w = grid
+        return _resize_table(self.rel_pos_h, 2 * (2 * h) - 1), _resize_table(self.rel_pos_w, 2 * w - 1)
+
+    def _reversed_tables(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
+        """(d, 4h - 1) and (d, 2w - 1) in float32, as attention.cpp takes them, or twice None."""
+        if self.rel_pos_h is None:
+            return None, None
+        return tuple(table.float().flip(0).T.contiguous() for table in self._tables(grid))
 
 
 def join_heads(values: Tensor) -> Tensor:
