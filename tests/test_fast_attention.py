@@ -205,7 +205,7 @@ def test_merging_equals_attention_to_all_keys():
         for tokens, rows in (top, bottom)
     ]
     for one, other in (parts, parts[::-1]):
-        assert_same(attention.join_heads(one.merge(other)), whole)
+        assert_same(attention.join_heads(one.mean_with(other)), whole)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -44,15 +44,21 @@ class Bias(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """The outcome of attention to one set of keys, which can be merged with that to another."""
+    """The outcome of attention to one set of keys, which can be merged with that to others."""
 
     values: Tensor  # (b, a, lq, d)
     logsumexp: Tensor | None  # (b, a, lq), of the scores
 
-    def merge(self, other: Mixed) -> Tensor:
-        """Returns (b, a, lq, d), attention to both sets of keys at once. Either may have 1 in place of b."""
-        share = torch.sigmoid(self.logsumexp - other.logsumexp)[..., None]
-        return other.values + share.to(other.values.dtype) * (self.values - other.values)
+    def mean_with(self, others: Mixed) -> Tensor:
+        """Returns (b, a, lq, d), attention to these keys and each of n other sets at once, averaged over the sets.
+
+        Args:
+            others: values ((b n), a, lq, d) and their log-sum-exp, of the same queries.
+        """
+        values, logsumexp = (each.unflatten(0, (len(self.values), -1)) for each in others)
+        shares = torch.sigmoid(logsumexp - self.logsumexp[:, None])
+        own = (1 - shares.mean(1))[..., None].to(values.dtype) * self.values
+        return own + (shares[..., None].to(values.dtype) * values).mean(1)
 
 
 def runs_fused(tokens: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from incontext.model.attention import Attention, join_heads, runs_fused, spread
+from incontext.model.attention import Attention, join_heads, runs_fused
 from incontext.model.config import SegGPTConfig
 
 
@@ -163,12 +163,10 @@ class Block(nn.Module):
 
     def _mix_query(self, own: tuple[Tensor, ...], key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
         """The query's attention to itself, once, and to each example (b, n, a, l, d), averaged: (b, l, D)."""
-        h, _ = grid
-        n, above, below = key.shape[1], slice(0, h), slice(h, 2 * h)
+        above, below = slice(0, grid[0]), slice(grid[0], 2 * grid[0])
         to_itself = self.attn.mix(*own, grid, below, below)
-        to_itself = type(to_itself)(*(spread(each, n) for each in to_itself))
         to_examples = self.attn.mix(own[0], key.flatten(0, 1), value.flatten(0, 1), grid, below, above)
-        return join_heads(to_examples.merge(to_itself)).unflatten(0, (-1, n)).mean(1)
+        return join_heads(to_itself.mean_with(to_examples))
 
     def _finish(self, halves: tuple[Tensor, ...], attended: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Both residual branches, given the attention output of each half of the canvas."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
@@ -17,8 +16,8 @@ from incontext.atomic import replacing
 from incontext.export import Card, display_colour, lay_out, overlay, write_image
 from incontext.image import denormalise
 from incontext.pack.prompt_pack import PromptPack
+from incontext.predictor import Predictor
 from incontext.training.tune_data import IGNORED, Views
-from incontext.training.tune_score import paint_views, probabilities
 from incontext.types import IGNORE
 
 _SIZE = (420, 900)  # (H, W) of the curve
@@ -74,7 +73,7 @@ def draw_curve(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def draw_before_after(model: nn.Module, before: PromptPack, after: PromptPack, views: Views, path: Path) -> None:
-    """Draws held-out views with what the real and the learned examples make of them, and the learned examples."""
+    """Draws held-out views with what a predictor finds by the real and the learned examples, and these examples."""
     legend = [(display_colour(id), after.names[id]) for id in after.ids]
     pages = []
     for title, pack in (("Real examples", before), ("Learned examples", after)):
@@ -84,19 +83,13 @@ def draw_before_after(model: nn.Module, before: PromptPack, after: PromptPack, v
         cards = [Card((image, _drawn(image, mask.numpy(), pack))) for image, mask in zip(pictures, masks, strict=True)]
         pages.append((title, "image, mask", cards))
     some = views[:: max(1, len(views) // _SHOWN)][:_SHOWN]
-    found = [_labels(model, pack, some) for pack in (before, after)]
-    cards = []
-    for image, truth, old, new in zip(some.images, some.slots, *found, strict=True):
-        pictures = (image, *(_drawn(image, slots, after) for slots in (truth, old, new)))
+    predictor, cards = Predictor(model, device=next(model.parameters()).device), []
+    for image, truth in zip(some.images, some.slots, strict=True):
+        found = [predictor.predict(image, pack).labels for pack in (before, after)]
+        pictures = (image, _drawn(image, truth, after), *(overlay(image, labels) for labels in found))
         cards.append(Card(pictures, legend=legend if not cards else ()))
     pages.append(("Held out", "image, truth, real examples, learned examples", cards))
     write_image(path, lay_out(pages, title=after.name, height=140))
-
-
-@torch.no_grad()
-def _labels(model: nn.Module, pack: PromptPack, views: Views) -> np.ndarray:
-    """What is found in views: (M, h, w), k the k-th class."""
-    return probabilities(paint_views(model, pack, views), pack.palettes, pack.temperature).argmax(1).cpu().numpy()
 
 
 def _drawn(image: np.ndarray, slots: np.ndarray, pack: PromptPack) -> np.ndarray:
