@@ -162,7 +162,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "6 masks" in printed and "3 images" in printed and SIZE in printed
     stored = json.loads((tmp_path / "out" / "risk.json").read_text())
-    kinds = {"mean confidence", "score", "wholeness", "disagreement", "trust without views", "trust"}
+    kinds = {"mean confidence", "score", "wholeness", "agreement", "trust without views", "trust"}
     assert {row["score"] for row in stored["scores"]["images"]} == kinds | {"chance", "perfect order", SIZE}
     assert len(stored["settings"]["temperatures"]) == 1  # fitted once: all queries share their examples
     args = parser.parse_args(["risk", str(tmp_path / "data"), "--shots", "0"])

@@ -137,7 +137,7 @@ class _Judge:
             "mean confidence": Trust(sum(sure) / len(sure), found.scores),
             "score": Trust(score, ious),
             "wholeness": Trust(0.0 if whole is None else whole, shares),
-            "disagreement": Trust(1 - disagreement, agreed),  # the least of it comes first: high is good
+            "agreement": Trust(1 - disagreement, agreed),
             "trust without views": Trust(
                 trust(score, whole), {id: trust(ious[id], share) for id, share in shares.items()}
             ),
