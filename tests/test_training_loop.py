@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from random_models import random_inputs, random_model
+from random_models import TINY, random_inputs, random_model
 from training_runs import BASE, rows, state, write_pack
 
 import incontext as ic
@@ -383,7 +383,7 @@ def test_command(pack, tmp_path, capsys):
     assert main(command) == 2
     assert "unknown fields ['stepps']" in capsys.readouterr().err
     assert main([*command, "--config", "small-65"]) == 2
-    recipes = ["small-128", "small-64", "small-96", "small-96-clicks", "small-96-muon", "vit-large-low-rank"]
+    recipes = sorted(path.stem for path in RECIPES.glob("*.json"))
     assert f"one of the recipes {recipes}" in capsys.readouterr().err
     assert main(["train", "run", str(config), "-o", str(tmp_path / "other"), "--device", "cpu"]) == 2
     assert "expected a pack" in capsys.readouterr().err
@@ -410,3 +410,24 @@ def test_memory_command(capsys):
     assert main(["train", "memory", "--preset", "tiny"]) == 0
     assert len(capsys.readouterr().out.strip().splitlines()) == 9
     assert main(["train", "memory", "--preset", "none"]) == 2
+
+
+def test_the_average_of_models(tmp_path, capsys):
+    paths, models = [], [random_model(TINY), random_model(dataclasses.replace(TINY, stochastic_depth=0.1), seed=7)]
+    for number, model in enumerate(models):
+        paths.append(str(tmp_path / f"{number}.safetensors"))
+        ic.save_checkpoint(model, paths[-1])
+    out = tmp_path / "mean.safetensors"
+    assert main(["train", "average", *paths, "-o", str(out)]) == 0
+    mean = ic.load_model(out)
+    assert mean.config == models[1].config
+    for name, tensor in mean.state_dict().items():
+        expected = (models[0].state_dict()[name] + models[1].state_dict()[name]) / 2
+        assert torch.allclose(tensor, expected), name
+    assert not torch.equal(mean.mask_token, models[1].mask_token)
+
+    assert main(["train", "average", paths[0], "-o", str(out)]) == 2
+    assert "two models or more" in capsys.readouterr().err
+    ic.save_checkpoint(random_model(dataclasses.replace(TINY, width=48, heads=2)), paths[0])
+    assert main(["train", "average", *paths, "-o", str(out)]) == 2
+    assert "one architecture" in capsys.readouterr().err

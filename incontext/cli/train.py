@@ -1,4 +1,4 @@
-"""`incontext train`: packs images with masks, trains a model on a pack, and says how much memory that takes."""
+"""`incontext train`: packs images with masks, trains a model on a pack, averages runs, and estimates memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from incontext.cli.model_options import add_device
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `train pack`, `train run` and `train memory`."""
+    """Adds `train pack`, `train run`, `train average` and `train memory`."""
     parser = subparsers.add_parser("train", help="pack data, and train or fine-tune a model")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_pack(actions)
     _add_run(actions)
+    _add_average(actions)
     _add_memory(actions)
 
 
@@ -98,6 +99,19 @@ def _add_run(actions: argparse._SubParsersAction) -> None:
     train.set_defaults(run=run_train)
 
 
+def _add_average(actions: argparse._SubParsersAction) -> None:
+    average = actions.add_parser(
+        "average",
+        help="the mean of the weights of several runs",
+        description="Averages the weights of models that one training went through, or that started from the same "
+        "weights; often better than each of them. The result has the settings of the last one.",
+    )
+    average.add_argument("models", nargs="+", metavar="MODEL", help="files or names, two or more")
+    average.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
+    average.add_argument("--half", action="store_true", help="store the weights as float16")
+    average.set_defaults(run=run_average)
+
+
 def _add_memory(actions: argparse._SubParsersAction) -> None:
     memory = actions.add_parser("memory", help="estimate the memory of each way of fine-tuning, from shapes")
     memory.add_argument("--preset", default="seggpt-vit-large", help="architecture (default seggpt-vit-large)")
@@ -170,6 +184,24 @@ def run_train(args: argparse.Namespace) -> int:
         tensorboard=args.tensorboard,
     )
     print(path)
+    return 0
+
+
+def run_average(args: argparse.Namespace) -> int:
+    """Runs `train average`; returns the exit status.
+
+    Raises:
+        ValueError: if there are fewer than two models, or they differ in their shapes.
+    """
+    import torch
+
+    from incontext.model.checkpoint import save_checkpoint
+    from incontext.model.zoo import load_model
+    from incontext.training.averaging import average_models
+
+    mean = average_models([load_model(name) for name in args.models])
+    save_checkpoint(mean, args.output, dtype=torch.float16 if args.half else None)
+    print(args.output)
     return 0
 
 
