@@ -20,6 +20,7 @@ from incontext.types import Segmentation
 from incontext.video.doubts import Doubt, Watch
 from incontext.video.frames import FrameError, Frames
 from incontext.video.journal import Journal, Row
+from incontext.video.memory import mean_certainty
 from incontext.video.state import RestoredMoment
 from incontext.video.tracked_frame import TrackedFrame, TrackedVideo
 from incontext.video.tracker import Tracker
@@ -131,7 +132,7 @@ class TrackJob:
     def _moment(self, index: int, given: bool, ids: Sequence[int], results: Mapping[int, Row]) -> RestoredMoment:
         row = results.get(index)
         labels = self._masks[index] if row is None else open_labels(self._mask_file(index))
-        certainty = 1.0 if given else min(row.certainty.values(), default=0.0)
+        certainty = 1.0 if given else mean_certainty(row.certainty)
         labels = np.where(np.isin(labels, ids), labels, 0).astype(np.int32)
         echo = None if row is None else row.echo
         return RestoredMoment(index, self._frames.read(index), labels, certainty, given, echo)

@@ -5,7 +5,7 @@ A policy never sees a frame or a model. It goes by moments: what is known of a f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,7 +29,8 @@ class Moment:
     Attributes:
         index: the frame's number; no two moments of a memory share it.
         ids: which objects are seen in it.
-        certainty: 0..1, of the object that is least certain; 1 where the user painted.
+        certainty: 0..1, the mean over these objects; 1 where the user painted. Not the least: of many objects one
+            is always uncertain.
         look: float32 (K,), what the objects look like and where they are; see `look_of`.
         given: whether the user painted it.
         echo: 0..1, how well this frame leads back: what it tells, as the only example, of a painted frame,
@@ -187,6 +188,11 @@ def pin(given: Sequence[Moment], limit: int = GIVEN_LIMIT) -> tuple[Moment, ...]
     room = max(0, limit - len(first))
     kept = first.union(rest[len(rest) - room :] if room else ())
     return tuple(given[place] for place in sorted(kept))
+
+
+def mean_certainty(scores: Mapping[int, float]) -> float:
+    """How certain a frame is as a whole: the mean over the ids that are seen in it, 0 without any."""
+    return sum(scores.values()) / len(scores) if scores else 0.0
 
 
 def look_of(image: np.ndarray, labels: np.ndarray) -> np.ndarray:

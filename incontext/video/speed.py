@@ -61,7 +61,7 @@ def measure_pace(
     """Tracks the first frames of a video both ways in turns, reading and writing included.
 
     The plain loop reads a frame, prepares all examples, shows each of them on a canvas of its own beside the query, as
-    the published code does, and writes the mask; then it takes the next frame.
+    the published code does, compares and refines like the predictor, and writes the mask; then it takes the next frame.
 
     Args:
         predictor: what segments.
@@ -118,7 +118,8 @@ def _track_plainly(predictor: Predictor, frames: Frames, part: range, memory: li
         apart = [rearrange(each, "1 n c h w -> n 1 c h w") for each in (images, targets)]
         painting: Tensor = predictor.model(query.expand(len(memory), -1, -1, -1), *apart).mean(0, keepdim=True)
         painting = resize_painting(denormalise(painting).float(), frame.shape[:2])[0]
-        decoder = Decoder(frame.shape[:2], [palette], painting.device, predictor.temperature)
+        refinement = predictor.refinement(frame, prompt) if predictor.refine else None
+        decoder = Decoder(frame.shape[:2], [palette], painting.device, predictor.temperature, refinement)
         decoder.add([painting])
         write_indexed(folder / f"{index}.png", decoder.finish(prompt.names).labels)
 

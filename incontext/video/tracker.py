@@ -15,7 +15,7 @@ from incontext.palette import Palette
 from incontext.predictor import Predictor
 from incontext.prompt import Prompt, Source, check_sources
 from incontext.types import IGNORE, Example, Segmentation
-from incontext.video.memory import MemoryPolicy, Moment, Selective, look_of, pin
+from incontext.video.memory import MemoryPolicy, Moment, Selective, look_of, mean_certainty, pin
 from incontext.video.slots import Slots
 from incontext.video.state import RestoredMoment, TrackerState
 
@@ -280,7 +280,7 @@ class Tracker:
 
     def _remember(self, image: np.ndarray, result: Segmentation, index: int) -> None:
         """Lets a segmented frame into memory, if the policy does."""
-        certainty = min(result.scores.values(), default=0.0)
+        certainty = mean_certainty(result.scores)
         example, new = self._moment(image, result.labels, certainty, index, given=False)
         given, past = self._divide()
         if self.policy.asks(past, new):
