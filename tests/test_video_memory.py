@@ -48,6 +48,13 @@ def test_what_stays_is_certain_leads_back_and_is_new():
     assert run(Selective(0), [good]) == []
 
 
+def test_an_uncertain_frame_stands_in_until_there_is_a_certain_one():
+    policy, doubtful = Selective(4), [moment(k, certainty=0.3) for k in range(8)]
+    assert run(policy, doubtful[:1]) == [0] and run(policy, doubtful) == [7]
+    assert run(policy, [*doubtful[:3], moment(3), *doubtful[4:]]) == [3]
+    assert run(policy, [doubtful[0], moment(1, ids=())]) == [0] and not policy.asks((), doubtful[0])
+
+
 def test_the_last_certain_frames_are_remembered_for_a_while():
     policy = Selective(4, recent=2, every=2)
     bad = moment(3, certainty=0.1)

@@ -100,6 +100,8 @@ class Selective:
     another one, but not the only one that shows some object, so that an object that leaves is known again when it
     returns.
 
+    Until there is a certain frame the last one stands in for it: of many objects a model may never be certain.
+
     Attributes:
         size: how many moments are remembered.
         recent: how many of them are the last certain frames, whatever they show; by default half, rounded up.
@@ -135,8 +137,11 @@ class Selective:
     def keep(self, moments: Sequence[Moment], new: Moment) -> tuple[Moment, ...]:
         """See `MemoryPolicy.keep`."""
         moments = tuple(moments)
-        if not self.size or not self._enters(new):
+        if not self.size or not new.ids:
             return moments
+        if not self._enters(new):  # better than nothing, until there is a certain one
+            return moments if any(map(self._enters, moments)) or not self.recent else (new,)
+        moments = tuple(filter(self._enters, moments))
         older = self._older(moments)
         recent = (*moments[len(older) :], new)
         if len(recent) > self.recent:
