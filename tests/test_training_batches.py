@@ -251,3 +251,36 @@ def test_unused_colours_are_never_found(episodes):
     black = BLACK[:, None, None].expand(3, 3, 16, 24) + 1e-4 * torch.randn(3, 3, 16, 24)
     assert not decode(black, batch.colours).any()
     assert torch.equal(decode(batch.target, batch.colours), torch.where(batch.labels == 255, 0, batch.labels))
+
+
+def test_an_echo_asks_for_another_view(episodes):
+    raw = collate(episodes, PATCH, np.random.default_rng(0), Telling())
+    for number in (1, 2):
+        echo = raw.echo(number)
+        assert torch.equal(echo.images, raw.images.roll(number, 1))
+        assert torch.equal(echo.looks.gain, raw.looks.gain.roll(number, 1))
+        assert torch.equal(echo.labels[:, :-1], raw.labels.roll(number, 1)[:, :-1])
+        assert torch.equal(echo.labels[:, -1], raw.labels[:, -1 - number])  # every id is in every view here
+        assert (
+            torch.equal(echo.tables.sort(-1).values, raw.tables.sort(-1).values) and (echo.tables != raw.tables).any()
+        )
+        assert len({*echo.seeds.tolist()} & {*raw.seeds.tolist()}) == 0
+
+
+def test_an_echo_leaves_black_what_its_examples_do_not_show():
+    each = episode(3, shots=1)
+    each.labels[1][each.labels[1] == 2] = 0  # the query has no 2, so as the example it cannot ask for one
+    raw = collate([each], PATCH, np.random.default_rng(0), Telling())
+    expected = np.where(each.labels[0] == 2, 0, each.labels[0])
+    assert np.array_equal(raw.echo(1).labels[0, 1], expected) and (expected == 255).any()
+
+
+def test_an_echo_keeps_queries_that_were_told_something_or_alone_can_be_asked():
+    told = collate([episode(2, shots=1)], PATCH, np.random.default_rng(0), Telling(prompted=1.0))
+    apart = episode(2, shots=1)
+    apart.labels[0][apart.labels[0] == 2], apart.labels[1][apart.labels[1] == 1] = 0, 0  # nothing in common
+    without = collate([episode(2, shots=0)], PATCH, np.random.default_rng(0))
+    for raw in (told, collate([apart], PATCH, np.random.default_rng(0), Telling()), without):
+        echo = raw.echo(1)
+        assert torch.equal(echo.images, raw.images) and torch.equal(echo.labels, raw.labels)
+        assert torch.equal(echo.said, raw.said)

@@ -13,7 +13,7 @@ import torch
 from random_models import random_model
 from training_runs import BASE, PLAIN, rows, state, write_pack
 
-from incontext.training import loop
+from incontext.training import loader, loop
 from incontext.training.batches import collate
 from incontext.training.class_loss import ClassLoss, class_weights, make_classifier
 from incontext.training.distributed import Group
@@ -141,8 +141,23 @@ def test_the_loader_keeps_the_order(workers, pack):
     batches = StepBatches(Pack(pack), BASE, 8, Group())
     found = list(load(batches, 2, workers, torch.device("cpu")))
     assert len(found) == 4
-    for step, batch in enumerate(found, start=2):
-        assert torch.equal(batch.images, batches[step].images)
+    for step, (batch, echo) in enumerate(found, start=2):
+        assert torch.equal(batch.images, batches[step].images) and echo == 0
+
+
+def test_each_batch_comes_again_after_others(pack, monkeypatch):
+    """From whatever step a run goes on, it sees what it would have seen."""
+    monkeypatch.setattr(loader, "_KEPT", 2)
+    batches = StepBatches(Pack(pack), dataclasses.replace(BASE, steps=11, echoes=3), 8, Group())
+    found = list(load(batches, 0, 0, torch.device("cpu")))
+    assert [echo for _, echo in found] == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2]
+    for (batch, _), draw in zip(found, [0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2], strict=True):
+        assert torch.equal(batch.images, batches[draw].images)
+    for start in (1, 5, 6, 10):
+        later = list(load(batches, start, 0, torch.device("cpu")))
+        assert [echo for _, echo in later] == [echo for _, echo in found[start:]]
+        for (batch, _), (expected, _) in zip(later, found[start:], strict=True):
+            assert torch.equal(batch.images, expected.images)
 
 
 def test_class_loss_is_cross_entropy_among_the_classes_of_the_set(pack):

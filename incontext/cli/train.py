@@ -1,4 +1,5 @@
-"""`incontext train`: packs images with masks, trains a model on a pack, averages runs, and estimates memory."""
+"""`incontext train`: packs images with masks, trains a model on a pack, averages runs, grows models, and
+estimates memory."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ from incontext.cli.model_options import add_device
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `train pack`, `train run`, `train average` and `train memory`."""
+    """Adds `train pack`, `train run`, `train average`, `train grow` and `train memory`."""
     parser = subparsers.add_parser("train", help="pack data, and train or fine-tune a model")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_pack(actions)
     _add_run(actions)
     _add_average(actions)
+    _add_grow(actions)
     _add_memory(actions)
 
 
@@ -112,6 +114,20 @@ def _add_average(actions: argparse._SubParsersAction) -> None:
     average.set_defaults(run=run_average)
 
 
+def _add_grow(actions: argparse._SubParsersAction) -> None:
+    grow = actions.add_parser(
+        "grow",
+        help="a larger model that computes the same",
+        description="Makes a model wider or deeper without changing what it paints, to go on training from.",
+    )
+    grow.add_argument("model", help="a file, or a name as in `incontext models`")
+    grow.add_argument("--width", type=int, metavar="CHANNELS", help="channels of a token; heads grow in number")
+    grow.add_argument("--depth", type=int, metavar="BLOCKS", help="number of blocks")
+    grow.add_argument("--seed", type=int, default=0, help="of what is new (default 0)")
+    grow.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
+    grow.set_defaults(run=run_grow)
+
+
 def _add_memory(actions: argparse._SubParsersAction) -> None:
     memory = actions.add_parser("memory", help="estimate the memory of each way of fine-tuning, from shapes")
     memory.add_argument("--preset", default="seggpt-vit-large", help="architecture (default seggpt-vit-large)")
@@ -202,6 +218,28 @@ def run_average(args: argparse.Namespace) -> int:
     mean = average_models([load_model(name) for name in args.models])
     save_checkpoint(mean, args.output, dtype=torch.float16 if args.half else None)
     print(args.output)
+    return 0
+
+
+def run_grow(args: argparse.Namespace) -> int:
+    """Runs `train grow`; returns the exit status.
+
+    Raises:
+        ValueError: if the model would have to shrink, or heads do not fit the width.
+    """
+    import torch
+
+    from incontext.model.checkpoint import save_checkpoint
+    from incontext.model.zoo import load_model
+    from incontext.training.growing import grow
+
+    generator = torch.Generator().manual_seed(args.seed)
+    grown = grow(load_model(args.model), width=args.width, depth=args.depth, generator=generator)
+    save_checkpoint(grown, args.output)
+    config, count = grown.config, sum(each.numel() for each in grown.parameters())
+    print(
+        f"{args.output}: width {config.width}, {config.heads} heads, {config.depth} blocks, {count / 1e6:.1f} M weights"
+    )
     return 0
 
 

@@ -69,6 +69,44 @@ class RawBatch:
         """Returns the batch with its tensors on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def echo(self, number: int) -> RawBatch:
+        """Returns the same views as other episodes: colours with channels swapped, and another view as the query.
+
+        A query that has been told something stays the query, and so does one whose place no other view can take,
+        because it shows nothing that the rest shows. What the new examples do not show is background in the new query.
+
+        Args:
+            number: 1 and up; up to V - 1 each makes another view the query.
+        """
+        generator = torch.Generator().manual_seed(int(self.seeds[0]) + number)
+        order = torch.rand(len(self.tables), 1, 3, generator=generator).argsort(-1).to(self.tables.device)
+        turned = self.labels.roll(number, 1)
+        ids = range(1, self.tables.shape[1])
+        shown = torch.stack([(turned[:, :-1] == id).flatten(1).any(1) for id in ids], 1)  # (B, K)
+        seen = torch.stack([(turned[:, -1] == id).flatten(1).any(1) for id in ids], 1)
+        turns = (self.said == UNSAID).flatten(1).all(1) & (shown & seen).any(1)
+        asked = torch.cat((shown.new_ones(len(shown), 1), shown, shown.new_zeros(len(shown), 255 - len(ids))), 1)
+        asked[:, IGNORE_ID] = True
+        query = turned[:, -1]
+        kept = asked.gather(1, query.flatten(1).long()).view_as(query)
+        turned[:, -1] = torch.where(kept, query, 0)
+
+        def turn(views: Tensor, turned: Tensor | None = None) -> Tensor:
+            turned = views.roll(number, 1) if turned is None else turned
+            return torch.where(turns.view(-1, *[1] * (views.ndim - 1)), turned, views)
+
+        names = ("flips", "saturation", "contrast", "gain")
+        looks = replace(self.looks, **{name: turn(getattr(self.looks, name)) for name in names})
+        return replace(
+            self,
+            images=turn(self.images),
+            labels=turn(self.labels, turned),
+            classes=turn(self.classes),
+            tables=self.tables.gather(-1, order.expand_as(self.tables)),
+            looks=looks,
+            seeds=self.seeds + number,
+        )
+
     def pin_memory(self) -> RawBatch:
         """Returns the batch in memory from which a GPU can copy on its own."""
         return self._map(Tensor.pin_memory)

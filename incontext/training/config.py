@@ -31,6 +31,8 @@ class TrainConfig:
         rank: of the low-rank additions.
         size: (H, W) of a view while training; a multiple of the patch size.
         steps, batch_size: length of the run, and episodes per step (at one shot; others see as many images).
+        echoes: how many steps use each batch that was drawn, in other colours and with another view as the query each
+            time (data echoing, arXiv 1907.05550): for where drawing, not the model, takes the time.
         micro_batch: episodes that go through the model at once, to bound the memory; 0 is all of a step's. The
             result does not depend on it, but for rounding.
         checkpointing: compute activations anew in the backward pass instead of keeping them.
@@ -66,6 +68,7 @@ class TrainConfig:
     size: tuple[int, int] = (96, 96)
     steps: int = 10_000
     batch_size: int = 24
+    echoes: int = 1
     micro_batch: int = 0
     checkpointing: bool = False
     shots: Mapping[int, float] = field(default_factory=lambda: {1: 1.0})
@@ -112,8 +115,8 @@ class TrainConfig:
             raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {self.preset!r}")
         if not self.init and self.trainable != "all":
             raise ValueError(f"trainable {self.trainable!r} fine-tunes a checkpoint; name one as init")
-        if min(self.steps, self.batch_size, self.rank, self.largest_count) < 1:
-            raise ValueError("steps, batch_size, rank and largest_count must be 1 or more")
+        if min(self.steps, self.batch_size, self.echoes, self.rank, self.largest_count) < 1:
+            raise ValueError("steps, batch_size, echoes, rank and largest_count must be 1 or more")
         if min(self.shots, default=-1) < 0 or min(self.shots.values()) < 0 or sum(self.shots.values()) <= 0:
             raise ValueError(
                 f"shots must map numbers of examples to their shares, such as {{1: 0.9, 4: 0.1}}; got {self.shots}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,7 @@ from incontext.training.episodes import EpisodeSampler
 from incontext.training.pack import Pack
 
 _AHEAD = 3  # batches that wait, for each that makes them
+_KEPT = 16  # batches that are kept until they come again
 
 
 class StepBatches(Dataset):
@@ -66,8 +68,10 @@ class StepBatches(Dataset):
         return max(1, 2 * self.config.batch_size // (shots + 1))
 
 
-def load(batches: StepBatches, start: int, workers: int, device: torch.device) -> Iterator[RawBatch]:
+def load(batches: StepBatches, start: int, workers: int, device: torch.device) -> Iterator[tuple[RawBatch, int]]:
     """Yields the batches from step `start` on, on the CPU.
+
+    Where each is used several times, some are drawn, then all of them used, then all of them again as their echoes.
 
     Args:
         batches: the batches.
@@ -76,15 +80,32 @@ def load(batches: StepBatches, start: int, workers: int, device: torch.device) -
         device: where they go; for a GPU they are laid in pinned memory.
 
     Yields:
-        The batches, in order.
+        The batches, in order, and the number of the echo of each that is to be used; 0 is the batch itself.
     """
-    steps = range(start, len(batches))
+    echoes, steps = batches.config.echoes, len(batches)
+    if echoes == 1:
+        yield from zip(_draw(batches, range(start, steps), workers, device), itertools.repeat(0))
+        return
+    round_length = _KEPT * echoes
+    first = start // round_length
+    drawn = _draw(batches, range(first * _KEPT, steps), workers, device)
+    for number in itertools.count(first):
+        kept = list(itertools.islice(drawn, _KEPT))
+        for place in range(round_length):
+            step, (echo, index) = number * round_length + place, divmod(place, len(kept))
+            if step == steps:
+                return
+            if step >= start:
+                yield kept[index], echo
+
+
+def _draw(batches: StepBatches, draws: range, workers: int, device: torch.device) -> Iterator[RawBatch]:
     if workers == 0:
-        yield from prefetch(batches.__getitem__, steps, threads=1, ahead=_AHEAD)
+        yield from prefetch(batches.__getitem__, draws, threads=1, ahead=_AHEAD)
         return
     yield from DataLoader(
         batches,
-        sampler=steps,
+        sampler=draws,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=_AHEAD,

@@ -114,7 +114,7 @@ def _start(config: TrainConfig, model: SegGPT, spans: Mapping[str, tuple[int, in
 def _run(
     config: TrainConfig,
     state: RunState,
-    stream: Iterator[RawBatch],
+    stream: Iterator[tuple[RawBatch, int]],
     validation: Mapping[str, Batch],
     out: Path,
     group: Group,
@@ -124,8 +124,9 @@ def _run(
     """Takes steps until they, or the minutes, are up."""
     log = RunLog(out, state.step, tensorboard) if group.leads else None
     started, lately = time.monotonic(), []
-    for raw in stream:
-        batch = prepare(raw.to(device), state.model.config.patch_size, config.unsaid)
+    for raw, echo in stream:
+        raw = raw.to(device).echo(echo) if echo else raw.to(device)
+        batch = prepare(raw, state.model.config.patch_size, config.unsaid)
         lately.append(_step(config, state, batch, group))
         late = bool(config.minutes) and time.monotonic() - started > 60 * config.minutes
         late = bool(group.sum(torch.tensor(float(late), device=device))) if config.minutes else False
