@@ -20,7 +20,7 @@ from incontext.bench.limits import Limits, measure_limits
 from incontext.bench.memory import measure_peak
 from incontext.bench.models import build_model, make_inputs
 from incontext.bench.operations import count_operations
-from incontext.bench.sides import Side, has_transformers, prepare
+from incontext.bench.sides import Side, has_transformers, prepare, warm_up
 from incontext.model.compiled import compiled_attention
 from incontext.model.seggpt import SegGPT
 
@@ -35,7 +35,7 @@ class Plan:
         examples: the Ns, with one query each.
         batches: further numbers of queries, with one example each.
         precisions: of this project's sides; the others run in fp32, on a GPU in bf16 too if that is among them.
-        pairs: how often each side is timed; the first round, which warms up, does not count.
+        pairs: how often each side is timed, after it was warmed up.
         cached: measure cached prompts too where they are an approximation.
         against_transformers: measure transformers too; None: where it is installed and can be such a model.
         memory: measure the peak memory of each side, each in a process of its own.
@@ -186,7 +186,7 @@ def _measure(
     ready, differences = [], []
     for side in sides:
         ready.append(prepare(side, model, inputs))
-        differences.append(_compare(ready[-1](), expected))  # this run warms up, too
+        differences.append(_compare(warm_up(ready[-1], torch.device(device)), expected))
     title = f"{device}, {queries} x N = {examples}"
     with tqdm(total=plan.pairs * len(sides), desc=title, disable=None, file=sys.stderr) as progress:
         seconds = interleave(ready, plan.pairs, progress)

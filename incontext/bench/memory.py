@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from incontext.bench.models import build_model, make_inputs
-from incontext.bench.sides import Side, prepare
+from incontext.bench.sides import Side, prepare, warm_up
 
 
 def measure_peak(size: str, side: Side, queries: int, examples: int, device: torch.device, threads: int) -> int | None:
@@ -41,7 +41,7 @@ def _peak(size: str, way: str, precision: str, queries: int, examples: int, devi
     del model  # what the side does not share with it may go
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        paint()
+        warm_up(paint, device)  # what a replayed graph uses counts while it is captured
         return torch.cuda.max_memory_allocated(device)
     _forget_peak()
     paint()

@@ -5,7 +5,7 @@ The fused form, for prediction on a CPU, never holds more of the bias than stays
 the scores too, so that attention to several sets of keys can be computed one by one and merged. It is computed by
 attention.cpp, where its user had that compiled; else by torch's own kernel, a few heads at a time (at ViT-L size the
 bias of a head takes 10 MB), or, where oneDNN is faster, as products of matrices, some rows of a head at a time. All but
-torch's kernel have their scores and softmax in float32 throughout.
+torch's kernel have their scores and softmax in float32 throughout. For a GPU see `incontext.model.cuda_attention`.
 
 Shapes in comments: b rows of the batch, a heads, l tokens, d channels of a head; (h, w) patches of one half of the
 canvas.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 
 from incontext.model.compiled import compiled_attention
 from incontext.model.config import SegGPTConfig
+from incontext.model.cuda_attention import attend_wide, takes_wide
 from incontext.model.fast_linear import gains_by_products, plain_product
 
 # What `scaled_dot_product_attention` calls on a CPU. Only this form returns the log-sum-exp.
 _FLASH_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _SMALL = 2**20  # elements of a bias that is put together at once: 4 MB, which stays in cache
+_KEPT_TABLES = 8  # sets of shapes
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # float64 has its log-sum-exp rounded to float32
 
 
@@ -76,11 +79,17 @@ class Attention(nn.Module):
     """Multi-head attention on the canvas, with the decomposed relative position bias of MViTv2 (arXiv 2112.01526).
 
     The bias is q . R_h[i - j] + q . R_w[i - j] with the unscaled q, as in the published weights.
+
+    Attributes:
+        keeps_tables: keep R_h[i - j] and R_w[i - j], for models whose weights stay as they are: on a GPU the dozen
+            small kernels that make them cost time.
     """
 
     def __init__(self, config: SegGPTConfig) -> None:
         super().__init__()
         self.heads = config.heads
+        self.keeps_tables = False
+        self._kept_tables: OrderedDict[tuple, tuple[Tensor, Tensor]] = OrderedDict()
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
         if config.relative_position:
@@ -111,6 +120,8 @@ class Attention(nn.Module):
         if runs_fused(query):
             return join_heads(self._mix(query, key, value, grid, rows, key_rows, sums=False).values)
         bias = self._bias(query, grid, rows, key_rows)
+        if bias is not None and takes_wide(query, *bias):
+            return join_heads(attend_wide(query, key, value, *bias))
         mask = None if bias is None else bias.whole()
         mix = _attend_by_products if _gains_by_products(query) else F.scaled_dot_product_attention
         return join_heads(mix(query, key, value, attn_mask=mask))
@@ -149,18 +160,40 @@ class Attention(nn.Module):
     def _bias(self, query: Tensor, grid: tuple[int, int], rows: slice, key_rows: slice) -> Bias | None:
         if self.rel_pos_h is None:
             return None
-        h, w = grid
-        query_rows = torch.arange(rows.start, rows.stop, device=query.device)
-        keys = torch.arange(key_rows.start, key_rows.stop, device=query.device)
-        columns = torch.arange(w, device=query.device)
-        table_h, table_w = (table.to(query.dtype) for table in self._tables(grid))
-        table_h = table_h[query_rows[:, None] - keys + 2 * h - 1]
-        table_w = table_w[columns[:, None] - columns + w - 1]
-        query = rearrange(query, "b a (h w) d -> b a h w d", w=w)
+        table_h, table_w = self._pair_tables(grid, rows, key_rows, query.dtype)
+        query = rearrange(query, "b a (h w) d -> b a h w d", w=grid[1])
         return Bias(
             torch.einsum("b a h w d, h k d -> b a h w k", query, table_h),
             torch.einsum("b a h w d, w k d -> b a h w k", query, table_w),
         )
+
+    def _pair_tables(
+        self, grid: tuple[int, int], rows: slice, key_rows: slice, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """(hq, hk, d) and (wq, wk, d): R_h[i - j] of each pair of rows, R_w[i - j] of each pair of columns."""
+        if not self.keeps_tables or torch.is_grad_enabled():
+            return self._gather_tables(grid, rows, key_rows, dtype)
+        key = (self.rel_pos_h.device, dtype, grid, rows.start, rows.stop, key_rows.start, key_rows.stop)
+        tables = self._kept_tables.get(key)
+        if tables is None:
+            tables = self._gather_tables(grid, rows, key_rows, dtype)
+            if tables[0].device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return tables  # they have no values yet
+            self._kept_tables[key] = tables
+            if len(self._kept_tables) > _KEPT_TABLES:
+                self._kept_tables.popitem(last=False)
+        self._kept_tables.move_to_end(key)
+        return tables
+
+    def _gather_tables(
+        self, grid: tuple[int, int], rows: slice, key_rows: slice, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        (h, w), device = grid, self.rel_pos_h.device
+        query_rows = torch.arange(rows.start, rows.stop, device=device)
+        keys = torch.arange(key_rows.start, key_rows.stop, device=device)
+        columns = torch.arange(w, device=device)
+        table_h, table_w = (table.to(dtype) for table in self._tables(grid))
+        return table_h[query_rows[:, None] - keys + 2 * h - 1], table_w[columns[:, None] - columns + w - 1]
 
     def _tables(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(4h - 1, d) and (2w - 1, d): R_h and R_w, the middle one for a key in the query's own place."""

@@ -1,4 +1,4 @@
-"""A model made ready to predict and nothing else: its precision, and where its weights are packed."""
+"""A model made ready to predict and nothing else: its precision, where its weights are packed, and graphs on CUDA."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from incontext.model.fast_linear import FastLinear, computes_bfloat16, gains_by_packing
+from incontext.model.graphs import GraphedSegGPT
 from incontext.model.layers import Mlp
 from incontext.model.seggpt import SegGPT
 
@@ -54,8 +55,9 @@ def for_inference(model: SegGPT, precision: str = "fp32", *, packed: bool | None
         packed: keep the weights in oneDNN's layout; by default where `gains_by_packing`.
 
     Returns:
-        The model itself where there is nothing to do, as with "fp32" on a GPU or of a model that was cast as a whole,
-        and where it has been made ready before.
+        A model that is replayed from CUDA graphs on such a GPU (see `incontext.model.graphs`). Elsewhere the model
+        itself where there is nothing to do, as with "fp32" on another GPU or of a model that was cast as a whole, and
+        where it has been made ready before.
 
     Raises:
         ValueError: for an unknown precision.
@@ -65,18 +67,18 @@ def for_inference(model: SegGPT, precision: str = "fp32", *, packed: bool | None
     if isinstance(model.decoder_embed, FastLinear):
         return model
     if precision == "fp32" and model.pos_embed.dtype is not torch.float32:
-        return model  # cast as a whole, on purpose
+        return _with_graphs(model)  # cast as a whole, on purpose
     dtype = _DTYPES[precision]
     packed = gains_by_packing(dtype, device) if packed is None else packed
     if not packed and dtype is torch.float32:
-        return model
+        return _with_graphs(model)
     faster = _share(model)
     for block in faster.blocks:
         block.attn.qkv, block.attn.proj = (_fast(each, dtype, packed) for each in (block.attn.qkv, block.attn.proj))
         block.mlp = _FastMlp(block.mlp, dtype, packed)
     faster.decoder_embed = _fast(faster.decoder_embed, dtype, packed)
     faster.keeps_positions = True
-    return faster.eval()
+    return _with_graphs(faster.eval())
 
 
 def with_prompt_caching(model: SegGPT) -> SegGPT:
@@ -91,6 +93,17 @@ def with_prompt_caching(model: SegGPT) -> SegGPT:
     other = _share(model)
     other.config = dataclasses.replace(model.config, examples_attend_query=False)
     return other
+
+
+def _with_graphs(model: SegGPT) -> SegGPT:
+    """Returns a model like this one with CUDA graphs, or on another device the model itself."""
+    if model.pos_embed.device.type != "cuda" or isinstance(model, GraphedSegGPT):
+        return model
+    other = GraphedSegGPT.of(_share(model))
+    other.keeps_positions = True
+    for block in other.blocks:
+        block.attn.keeps_tables = True
+    return other.eval()
 
 
 class _FastMlp(nn.Module):
