@@ -1,10 +1,10 @@
 """Attention with the decomposed relative position bias on a CUDA GPU: the bias as a part of the product.
 
-Handed the bias of all pairs of tokens, `scaled_dot_product_attention` reads 79 MB for one canvas and block at ViT-L size
-in bfloat16. Here the two parts of the bias stand beside the channels of the query, and beside those of a key stands which
-row and column it is in, so that the flash kernel computes it all. On an H200 that takes ViT-L in bfloat16 from 14.3 to
-10.4 ms with one example and from 74 to 44 ms with eight; flex_attention, compiled by torch 2.11, took 43 and 313 ms.
-Shapes as in `incontext.model.attention`.
+Handed the bias of all pairs of tokens, `scaled_dot_product_attention` reads 79 MB for one canvas and block at ViT-L
+size in bfloat16. Here the two parts of the bias stand beside the channels of the query, and beside those of a key
+stands which row and column it is in, so that the flash kernel computes it all. On an H200 that takes ViT-L in bfloat16
+from 14.3 to 10.4 ms with one example and from 74 to 44 ms with eight; flex_attention, compiled by torch 2.11, took 43
+and 313 ms. Shapes as in `incontext.model.attention`.
 """
 
 from __future__ import annotations
