@@ -108,7 +108,6 @@ def test_a_pause_and_how_often_to_look_change_nothing(pack, whole, tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "6"]
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
 def test_muon_and_the_class_loss_resume_exactly(pack, tmp_path):
     config = dataclasses.replace(BASE, optimiser="muon", classes=(0.5, 0.2), steps=4)
     train(config, pack, tmp_path / "whole")
@@ -121,7 +120,6 @@ def test_muon_and_the_class_loss_resume_exactly(pack, tmp_path):
     assert start.keys() == end.keys() and not any(torch.equal(start[k], end[k]) for k in start if "mlp" in k)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
 def test_muon_takes_the_matrices_of_the_blocks():
     model = make_model(BASE)
     adam, muon = make_optimiser(model, dataclasses.replace(BASE, optimiser="muon", layer_decay=0.9)).parts
@@ -132,12 +130,6 @@ def test_muon_takes_the_matrices_of_the_blocks():
     rest = [names[id(parameter)] for group in adam.param_groups for parameter in group["params"]]
     assert sorted(rest) == sorted(set(names.values()) - found)
     assert {group["scale"] for group in muon.param_groups} == {0.9**k for k in range(1, 7)}
-
-
-def test_muon_where_torch_has_none(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(ValueError, match="torch 2.9 or later.*use 'adamw'"):
-        make_optimiser(make_model(BASE), dataclasses.replace(BASE, optimiser="muon"))
 
 
 def test_a_finished_run_stays_as_it_is(pack, whole, monkeypatch):
@@ -383,8 +375,8 @@ def test_command(pack, tmp_path, capsys):
     assert main(command) == 2
     assert "unknown fields ['stepps']" in capsys.readouterr().err
     assert main([*command, "--config", "small-65"]) == 2
-    recipes = ["small-128", "small-128-further", "small-64", "small-96", "small-96-clicks", "small-96-further"]
-    recipes += ["small-96-muon", "vit-large-low-rank"]
+    recipes = ["grown-128", "small-128", "small-128-further", "small-64", "small-96", "small-96-clicks"]
+    recipes += ["small-96-further", "small-96-muon", "vit-large-low-rank"]
     assert f"one of the recipes {recipes}" in capsys.readouterr().err
     assert main(["train", "run", str(config), "-o", str(tmp_path / "other"), "--device", "cpu"]) == 2
     assert "expected a pack" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from torch import nn
 from incontext.model.seggpt import SegGPT
 from incontext.training.config import TrainConfig
 from incontext.training.low_rank import add_low_rank
+from incontext.training.muon import Muon
 
 _HEAD = ("decoder_embed", "decoder_pred")
 _TOKENS = ("token", "pos_embed", "rel_pos")
@@ -62,12 +63,8 @@ def make_optimiser(
     """The optimiser of the weights that learn.
 
     Weights of linear and convolution layers decay; tokens, positions, norms and biases do not. Each group has a
-    "scale" that its learning rate is multiplied by. With Muon (Jordan 2024, kellerjordan.github.io/posts/muon) the
-    matrices of the blocks take its orthogonal steps, scaled so that AdamW's rates suit them (arXiv 2502.16982); all
-    else is AdamW's.
-
-    Raises:
-        ValueError: if this version of torch has no Muon.
+    "scale" that its learning rate is multiplied by. With `Muon` the matrices of the blocks take its orthogonal steps,
+    all else is AdamW's.
     """
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -88,9 +85,7 @@ def make_optimiser(
     adam = torch.optim.AdamW(options[False], lr=config.learning_rate, betas=(0.9, 0.98))
     if not options[True]:
         return adam
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"optimiser 'muon' takes torch 2.9 or later, got {torch.__version__}; use 'adamw'")
-    muon = torch.optim.Muon(options[True], lr=config.learning_rate, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(options[True], lr=config.learning_rate)
     return Optimisers(adam, muon)
 
 
