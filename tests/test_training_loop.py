@@ -424,3 +424,15 @@ def test_the_average_of_models(tmp_path, capsys):
     ic.save_checkpoint(random_model(dataclasses.replace(TINY, width=48, heads=2)), paths[0])
     assert main(["train", "average", *paths, "-o", str(out)]) == 2
     assert "one architecture" in capsys.readouterr().err
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_learns_what_a_cpu_does(workers, pack, tmp_path):
+    config = dataclasses.replace(BASE, optimiser="muon", classes=(0.5, 0.2), echoes=2, model={"stochastic_depth": 0.0})
+    losses = {}
+    for device in ("cpu", "cuda"):
+        train(config, pack, tmp_path / device, device=device, workers=workers)
+        losses[device] = [float(row["loss"]) for row in rows(tmp_path / device)]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05)
