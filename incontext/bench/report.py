@@ -31,8 +31,9 @@ def markdown(results: Results) -> str:
     machine, plan = results.machine, results.plan
     parts = [
         f"Model `{plan.size}`, {machine['processor']} ({machine['instructions']}, {machine['threads']} threads, "
-        f"{machine['attention']} attention), "
-        f"torch {machine['torch']}"
+        f"{machine['attention']} attention)"
+        + (f", {machine['gpu']}" if any(device.startswith("cuda") for device in plan.devices) else "")
+        + f", torch {machine['torch']}"
         + (f", transformers {machine['transformers']}" if "transformers" in machine else "")
         + f"; {plan.pairs} interleaved rounds, medians."
     ]
@@ -86,7 +87,8 @@ def _cells(row: Row) -> list[str]:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 1 else f"{value:.2f}"
+    digits = next((digits for bound, digits in ((0.01, 5), (0.1, 4), (1, 3)) if value < bound), 2)
+    return f"{value:.{digits}f}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
