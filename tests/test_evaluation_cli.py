@@ -55,6 +55,15 @@ def test_davis_compares_memories_and_policies(data, model, tmp_path, capsys):
     assert "fifo 2" in capsys.readouterr().out
 
 
+def test_folders_are_shown_as_asked_for(data, model, tmp_path):
+    scores = []
+    for number, options in enumerate(([], ["--tile", "16", "--overlap", "0"], ["--flip", "--batch-size", "2"])):
+        command = ["eval", "folders", str(data), *model, *options, "--no-baselines", "--refine"]
+        assert main([*command, "-o", str(tmp_path / str(number))]) == 0
+        scores.append([row["miou"] for row in read(tmp_path / str(number))["scores"]])
+    assert len(scores[0]) == 2 and scores[0] != scores[1] and scores[0] != scores[2]
+
+
 def test_clips_clicks_and_semantic_write_their_numbers(data, model, tmp_path):
     clips = ["clips", "--objects", "2", "--clips", "1", "--frames", "8", "--size", "48", "--memory", "1"]
     semantic = ["semantic", str(data / "set"), "--examples", str(data / "set"), "--limit", "2"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from incontext.cli import evaluate_pixels, evaluate_risk, evaluate_video
 from incontext.cli.arguments import number_list, output_folder, positive, word_list
-from incontext.cli.model_options import add_device, add_refine
+from incontext.cli.model_options import add_device, add_refine, add_views
 from incontext.cli.progress import progress
+
+if TYPE_CHECKING:
+    from incontext.evaluation.folders import Shown
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -51,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     folders.add_argument("--ensemble", choices=("feature", "spatial"), default="feature", help="of several examples")
     add_device(folders)
     add_refine(folders)
+    add_views(folders)
     folders.add_argument(
         "--precision",
         type=word_list,
@@ -84,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from incontext.evaluation.folders import WITHIN, evaluate_folders
     from incontext.evaluation.report import agreement, aligned, save
 
-    predictors, compared = _predictors(args.model, args.device, args.refine, list(dict.fromkeys(args.precision)))
+    predictors, compared = _predictors(args)
     report = evaluate_folders(
         args.data,
         predictors,
@@ -108,22 +112,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predictors(
-    models: list[str] | None, device: str, refine: bool | None, precisions: Sequence[str]
-) -> tuple[dict, dict[str, str]]:
+def _predictors(args: argparse.Namespace) -> tuple[dict[str, Shown], dict[str, str]]:
     """Method name -> predictor; and the name in other precisions -> the name in the first."""
-    if models == ["none"]:
+    if args.model == ["none"]:
         return {}, {}
+    from incontext.evaluation.folders import Shown
     from incontext.model.zoo import load_model
     from incontext.predictor import Predictor
 
-    models = list(dict.fromkeys(models or ["default"]))
+    options = {"tile": args.tile, "overlap": args.overlap, "flip": args.flip}
+    if args.batch_size is not None:
+        options["batch_size"] = args.batch_size
+    models, precisions = list(dict.fromkeys(args.model or ["default"])), list(dict.fromkeys(args.precision))
     short = [Path(model).stem for model in models]
     found, compared = {}, {}
     for name, model in zip(short if len(set(short)) == len(short) else models, models, strict=True):
         names = [name if len(precisions) == 1 else f"{name} {precision}" for precision in precisions]
         for each, precision in zip(names, precisions, strict=True):
-            found[each] = Predictor(load_model(model), device=device, refine=refine, precision=precision)
+            predictor = Predictor(load_model(model), device=args.device, refine=args.refine, precision=precision)
+            found[each] = Shown(predictor, options)
         compared.update(dict.fromkeys(names[1:], names[0]))
     return found, compared
 

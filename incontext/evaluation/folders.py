@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from incontext.evaluation.baselines import BASELINES
 from incontext.evaluation.episodes import Episode, across_images, first_frame, within_image
@@ -24,6 +24,23 @@ class Method(Protocol):
     """What can be evaluated: a `Predictor`, or a baseline."""
 
     def predict(self, image, examples: Sequence[Example], *, ensemble: str | None = None) -> Segmentation: ...
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A predictor that is shown every image in one way.
+
+    Attributes:
+        predictor: a `Predictor`.
+        options: of its `predict`, such as `tile` and `flip`.
+    """
+
+    predictor: Method
+    options: Mapping[str, Any]
+
+    def predict(self, image, examples: Sequence[Example], *, ensemble: str | None = None) -> Segmentation:
+        """As the predictor does, with the options."""
+        return self.predictor.predict(image, examples, ensemble=ensemble, **self.options)
 
 
 @dataclass(frozen=True)
