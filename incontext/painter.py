@@ -105,7 +105,7 @@ class Painter:
             caches = self._encode_together(prompt, indexes, manner, mirrored)
             paintings = []
             for start in range(0, len(crops), manner.batch_size):
-                images = normalise(torch.from_numpy(crops[start : start + manner.batch_size]))
+                images = self._upload(crops[start : start + manner.batch_size])
                 images = self._place(images.flip(-1) if mirrored else images)
                 with _evaluating(self.model):
                     painting = self.model.forward_passes(images, caches)
@@ -162,7 +162,7 @@ class Painter:
             paintings = []
             for start in range(0, len(crops), manner.batch_size):
                 batch = slice(start, start + manner.batch_size)
-                images, target, hidden = normalise(torch.from_numpy(crops[batch])), None, None
+                images, target, hidden = self._upload(crops[batch]), None, None
                 if hints is not None:
                     known = torch.from_numpy(hints[batch] >= 0)
                     target = normalise(torch.from_numpy(prompt.palettes[index].paint(hints[batch])))
@@ -257,6 +257,13 @@ class Painter:
                 kept[key] = self._make_condition(itself, 0, manner, None, mirrored).cache
             parts.append(kept[key])
         return PromptCache.join(parts)
+
+    def _upload(self, crops: np.ndarray) -> Tensor:
+        """Crops, uint8 (n, h, w, 3), as the model sees them; a GPU is sent bytes, from pinned memory."""
+        pixels = torch.from_numpy(crops)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        return normalise(pixels)
 
     def _place(self, tensor: Tensor) -> Tensor:
         """Moves to the model's device and, but for flags, type."""
