@@ -26,6 +26,8 @@ AUTO_SLACK = 1.5
 """With tile="auto" images up to this many times the tile are shown whole: tiles would cost more than they
 show."""
 
+_SEEN = 1.5  # pixels of the model's input, below which the width of an object is not seen
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -184,6 +186,21 @@ def object_width(masks: Sequence[np.ndarray]) -> float | None:
 def object_widths(labels: np.ndarray) -> list[float]:
     """How wide, in pixels, the objects of each id of a mask are; see `object_width`."""
     return [_width(counts) for counts in _runs(labels).values()]
+
+
+def too_thin(masks: Iterable[np.ndarray], image_size: tuple[int, int]) -> bool:
+    """Whether all objects of all masks are thinner than a model sees them in whole images.
+
+    Args:
+        masks: int (H, W) each.
+        image_size: (h, w) of the model's input.
+    """
+    seen = [
+        width * ((image_size[0] / labels.shape[0]) * (image_size[1] / labels.shape[1])) ** 0.5
+        for labels in masks
+        for width in object_widths(labels)
+    ]
+    return bool(seen) and max(seen) < _SEEN
 
 
 def _runs(labels: np.ndarray) -> dict[int, np.ndarray]:

@@ -75,6 +75,20 @@ def test_a_folder_becomes_masks_overlays_results_and_a_sheet(tmp_path, model, sh
     assert "2 of 2 images segmented" in stdout and stderr == ""  # no progress bar without a terminal
 
 
+def test_objects_too_thin_to_be_seen_are_told_of(tmp_path, model, capsys):
+    """The model sees 32 x 32 pixels, of an image of 96: a line of 4 pixels is 1.3 wide there, one of 6 is 2."""
+    said = []
+    for width, options in ((4, []), (4, ["--tile", "auto"]), (6, [])):
+        labels = np.zeros((96, 96), np.uint8)
+        labels[:, 40 : 40 + width] = 1
+        image, mask = save(tmp_path / "e.png", scene(labels)), save(tmp_path / "e_mask.png", labels)
+        out = tmp_path / f"{width}{len(options)}"
+        assert main(image, "--example", image, mask, "-o", out, "--device", "cpu", *options) == 0
+        said.append(capsys.readouterr().err)
+    assert "note: all objects of the examples are thinner than the model sees at 32 x 32 pixels; --tile auto" in said[0]
+    assert said[1:] == ["", ""]
+
+
 def test_a_bad_image_is_reported_and_the_run_goes_on(tmp_path, model, shown, capsys):
     good = [save(tmp_path / f"{name}.png", scene(blocks([1, 2]))) for name in "ac"]
     bad = tmp_path / "b.png"

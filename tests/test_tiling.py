@@ -4,7 +4,17 @@ import torch
 
 from incontext.example_crops import crop_examples
 from incontext.prompt import resize_hints
-from incontext.tiling import Layout, Tiling, auto_tile, object_width, object_widths, pad, resize_painting, tile_starts
+from incontext.tiling import (
+    Layout,
+    Tiling,
+    auto_tile,
+    object_width,
+    object_widths,
+    pad,
+    resize_painting,
+    tile_starts,
+    too_thin,
+)
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 47, 64, 100, 1000])
@@ -152,3 +162,13 @@ def test_widths_of_each_id():
     labels[5:9], labels[20:, 10:12], labels[0, 0] = 1, 7, -1
     assert object_widths(labels) == [4, 2]
     assert object_widths(np.zeros((4, 4), np.int32)) == []
+
+
+def test_too_thin():
+    """By the widest object of all, in pixels of the model's input."""
+    thin, wide = np.zeros((64, 256), np.int32), np.zeros((64, 256), np.int32)
+    thin[10:12], thin[40:43] = 1, 2
+    wide[10:14] = 1
+    assert too_thin([thin], (32, 32))  # 3 pixels, of sides shrunk by 2 and by 8: 0.75
+    assert not too_thin([thin], (64, 256)) and not too_thin([np.zeros_like(thin)], (32, 32))
+    assert too_thin([thin, wide], (32, 32)) and not too_thin([thin, wide], (32, 128))

@@ -16,6 +16,7 @@ from incontext.cli.model_options import (
     add_refine,
     add_views,
     open_predictor,
+    tell_of_tiles,
 )
 
 
@@ -175,6 +176,7 @@ def run(args: argparse.Namespace) -> int:
     predictor = open_predictor(args, refine=args.refine, precision=args.precision)
     sources = [*packs, *examples]
     prompt = predictor.prompt(sources)
+    tell_of_tiles(predictor, prompt, args.tile)
     if examples:
         tell_renumbered(examples.renumbered, prompt.names)
     tell_renumbered(packs_renumbered(args.pack, packs, prompt.packs), prompt.names)

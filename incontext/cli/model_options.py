@@ -9,6 +9,7 @@ from incontext.cli.arguments import tile_side
 
 if TYPE_CHECKING:
     from incontext.predictor import Predictor
+    from incontext.prompt import Prompt
 
 
 def add_model(parser: argparse._ActionsContainer) -> None:
@@ -55,6 +56,22 @@ def add_views(parser: argparse._ActionsContainer) -> None:
         "--overlap", type=float, default=0.25, metavar="PART", help="of neighbouring tiles (default 0.25)"
     )
     add_flip(parser)
+
+
+def tell_of_tiles(predictor: Predictor, prompt: Prompt, tile: int | str | None) -> None:
+    """Prints a line on standard error where `--tile auto` would show what whole images hide."""
+    import sys
+
+    from incontext.tiling import too_thin
+
+    size = predictor.model.config.image_size
+    alone = tile is None and not prompt.packs and prompt.examples
+    if alone and too_thin((example.labels for example in prompt.examples), size):
+        print(
+            f"note: all objects of the examples are thinner than the model sees at {size[0]} x {size[1]} pixels; "
+            "--tile auto shows them larger, and takes longer",
+            file=sys.stderr,
+        )
 
 
 def add_flip(parser: argparse._ActionsContainer) -> None:

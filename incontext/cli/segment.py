@@ -16,6 +16,7 @@ from incontext.cli.model_options import (
     add_refine,
     add_views,
     open_predictor,
+    tell_of_tiles,
 )
 
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
     for path, clicks in args.click.items():
         example = _touch(predictor, path, clicks, [*packs, *examples], args.names)
         shown.append(_Shown(example, path, clicked / f"{path.stem}.png", clicks))
-    job = _Job(args, shown, predictor.prompt([*packs, *(each.example for each in shown)]), inputs, predictor)
+    prompt = predictor.prompt([*packs, *(each.example for each in shown)])
+    tell_of_tiles(predictor, prompt, args.tile)
+    job = _Job(args, shown, prompt, inputs, predictor)
     job.segment()
     print(job.summary())
     return 1 if job.failed else 0
