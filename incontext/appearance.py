@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from incontext.model.compiled import compiled_attention
 from incontext.refinement import Likeness, mean_side, working_picture
 
 KEYS = 4096
@@ -321,8 +322,13 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     queries = torch.cat([queries, torch.ones_like(queries[:, :1])], 1)
     keys = torch.cat([keys, -keys.square().sum(1, keepdim=True) / 2], 1)
     depth = -(-max(keys.shape[1], values.shape[1]) // 8) * 8  # the quick kernels want one depth, a multiple of 8
-    padded = [F.pad(each, (0, depth - each.shape[1]))[None, None] for each in (queries, keys, values)]
-    return F.scaled_dot_product_attention(*padded, scale=SHARPNESS**-2)[0, 0, :, : values.shape[1]]
+    queries, keys, padded = (F.pad(each, (0, depth - each.shape[1]))[None, None] for each in (queries, keys, values))
+    compiled = compiled_attention(queries.dtype) if queries.device.type == "cpu" else None
+    if compiled is not None:  # whose scale is that of attention
+        means, _ = compiled(queries * (SHARPNESS**-2 * depth**0.5), keys, padded, None, None, 0, 0)
+    else:
+        means = F.scaled_dot_product_attention(queries, keys, padded, scale=SHARPNESS**-2)
+    return means[0, 0, :, : values.shape[1]]
 
 
 def _found(keys: Tensor, values: Tensor, owner: Tensor, squares: Tensor) -> Tensor:

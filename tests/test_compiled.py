@@ -9,6 +9,7 @@ import pytest
 import torch
 from random_models import TINY, TINY_CACHED, random_inputs, random_model
 
+from incontext import appearance
 from incontext.cli.main import main
 from incontext.model import compiled
 from incontext.model.attention import Attention, Bias, spread
@@ -121,6 +122,20 @@ def test_a_model_paints_the_same(operation, config, precision, tolerance):
             slow = model(*inputs)
     assert not torch.equal(fast, slow), "the compiled attention was not used"
     assert torch.allclose(fast, slow, atol=tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("pixels, keys, ids", [(1000, 777, 1), (57, 4096, 12), (300, 5, 30)])
+@torch.inference_mode()
+def test_pixels_are_compared_alike(operation, pixels, keys, ids):
+    generator = torch.Generator().manual_seed(0)
+    queries, shown = (torch.rand(count, 14, generator=generator) for count in (pixels, keys))
+    values = torch.rand(keys, 1 + ids, generator=generator).softmax(-1)
+    fast = appearance._attend(queries, shown, values)
+    with compiled.without_compiled():
+        slow = appearance._attend(queries, shown, values)
+    assert not torch.equal(fast, slow), "the compiled attention was not used"
+    assert torch.allclose(fast, slow, atol=1e-4) and torch.allclose(fast.sum(1), torch.ones(pixels), atol=1e-4)
 
 
 @needs_compiler
