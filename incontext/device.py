@@ -1,4 +1,4 @@
-"""Which device computes."""
+"""Which device computes, and when it is done."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
             f"device: got {str(chosen)!r}, but torch finds {torch.cuda.device_count()} CUDA devices (counted from 0)"
         )
     return chosen
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until a device has done what it was given; a CPU has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _available() -> list[str]:

@@ -195,12 +195,12 @@ def too_thin(masks: Iterable[np.ndarray], image_size: tuple[int, int]) -> bool:
         masks: int (H, W) each.
         image_size: (h, w) of the model's input.
     """
-    seen = [
+    widths = (
         width * ((image_size[0] / labels.shape[0]) * (image_size[1] / labels.shape[1])) ** 0.5
         for labels in masks
         for width in object_widths(labels)
-    ]
-    return bool(seen) and max(seen) < _SEEN
+    )
+    return next(widths, _SEEN) < _SEEN and all(width < _SEEN for width in widths)  # the first wide one decides
 
 
 def _runs(labels: np.ndarray) -> dict[int, np.ndarray]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from incontext.device import synchronise
 from incontext.model.fast_linear import _PACK, FastLinear
 
 _SHAPES = [(1536, 1536, 1536), (1568, 1024, 4096), (1568, 4096, 1024)]  # the latter two: the MLP of ViT-L
@@ -65,8 +66,7 @@ def _products(rows: int, inner: int, outer: int, dtype: torch.dtype, device: tor
 def _fastest(function, device: torch.device) -> float:
     def finish() -> None:
         function()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        synchronise(device)
 
     seconds: list[float] = []
     finish()  # warms up

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from incontext.bench.models import Inputs
+from incontext.device import synchronise
 from incontext.model.inference import for_inference, with_prompt_caching
 from incontext.model.seggpt import SegGPT
 
@@ -69,8 +70,7 @@ def prepare(side: Side, model: SegGPT, inputs: Inputs) -> Callable[[], Tensor]:
     def finished() -> Tensor:
         with torch.enable_grad() if side.way == "plain" else torch.inference_mode():
             painting = paint()
-        if painting.device.type != "cpu":
-            torch.accelerator.synchronize(painting.device)
+        synchronise(painting.device)
         return painting.float()
 
     return finished

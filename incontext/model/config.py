@@ -122,7 +122,7 @@ def _is_like(value: Any, default: Any) -> bool:
 
 PRESETS: dict[str, SegGPTConfig] = {
     "seggpt-vit-large": SegGPTConfig(),
-    # The bundled model: small enough for a CPU, cacheable prompts.
+    # What the bundled model was grown from: small enough for a CPU, cacheable prompts.
     "small": SegGPTConfig(
         image_size=(128, 128),
         patch_size=8,

@@ -26,7 +26,6 @@ from incontext.model.seggpt import SegGPT
 logger = logging.getLogger(__name__)
 
 _KEPT, _KNOWN = 8, 64  # graphs, and shapes that were seen once
-_WARM_UPS = 2  # beside the first, plain call
 _off = False
 
 _References = tuple[weakref.ref, ...] | None  # to what was kept, by identity
@@ -187,8 +186,7 @@ class Graphs:
         pool = next(iter(self._graphs.values())).graph.pool() if self._graphs else None
         own_inputs, own_kept = _map(_copy, inputs), _map(_copy, kept)
         run = functools.partial(function, model, own_inputs, own_kept)
-        for _ in range(_WARM_UPS - 1):
-            run()
+        run()  # once more, where its own inputs lie
         try:
             captured, result = _capture(run, pool, model.pos_embed.device)
         except RuntimeError as error:

@@ -78,7 +78,7 @@ def compile_pack(
 def encode_pack(pack: PromptPack, model: nn.Module) -> PromptPack:
     """The pack with its prompt encoded: a query then costs no more than itself.
 
-    Encoding is kept in the model's own precision: about 2.4 MB for each example of the bundled model.
+    Encoding is kept in the model's own precision: about 8 MB for each example of the bundled model.
 
     Raises:
         PackError: the model is not the pack's.

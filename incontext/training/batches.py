@@ -81,15 +81,16 @@ class RawBatch:
         generator = torch.Generator().manual_seed(int(self.seeds[0]) + number)
         order = torch.rand(len(self.tables), 1, 3, generator=generator).argsort(-1).to(self.tables.device)
         turned = self.labels.roll(number, 1)
-        ids = range(1, self.tables.shape[1])
-        shown = torch.stack([(turned[:, :-1] == id).flatten(1).any(1) for id in ids], 1)  # (B, K)
-        seen = torch.stack([(turned[:, -1] == id).flatten(1).any(1) for id in ids], 1)
-        turns = (self.said == UNSAID).flatten(1).all(1) & (shown & seen).any(1)
-        asked = torch.cat((shown.new_ones(len(shown), 1), shown, shown.new_zeros(len(shown), 255 - len(ids))), 1)
-        asked[:, IGNORE_ID] = True
-        query = turned[:, -1]
-        kept = asked.gather(1, query.flatten(1).long()).view_as(query)
-        turned[:, -1] = torch.where(kept, query, 0)
+        count, query = self.tables.shape[1], turned[:, -1]
+
+        def ids_in(labels: Tensor) -> Tensor:
+            return torch.stack([(labels == id).flatten(1).any(1) for id in range(1, count)], 1)  # (B, K)
+
+        kept = torch.zeros(len(turned), 256, dtype=torch.bool, device=turned.device)
+        kept[:, 1:count] = ids_in(turned[:, :-1])
+        turns = (self.said == UNSAID).flatten(1).all(1) & (kept[:, 1:count] & ids_in(query)).any(1)
+        kept[:, IGNORE_ID] = True
+        turned[:, -1] = torch.where(kept.gather(1, query.flatten(1).long()).view_as(query), query, 0)
 
         def turn(views: Tensor, turned: Tensor | None = None) -> Tensor:
             turned = views.roll(number, 1) if turned is None else turned

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from incontext.model.config import SegGPTConfig
 from incontext.model.layers import Block
 from incontext.model.seggpt import SegGPT
+from incontext.training.matching import let_compare
 
 
 def grow(
@@ -86,7 +87,7 @@ def _widen_block(block: Block, source: Block, generator: torch.Generator | None)
     grown, old = (each.attn.qkv for each in (block, source))
     wide = grown.weight.unflatten(0, (3, block.attn.heads, head))
     nn.init.normal_(wide, std=old.weight.std().item(), generator=generator)
-    wide[1, heads:] = wide[0, heads:]  # a new head compares; see `start_as_similarity`
+    wide[1, heads:] = wide[0, heads:]  # a new head compares; see `let_compare`
     wide[:, :heads, :, : old.in_features] = old.weight.unflatten(0, (3, heads, head))
     grown.bias.unflatten(0, (3, block.attn.heads, head))[:, :heads] = old.bias.unflatten(0, (3, heads, head))
     for name, table in source.attn.named_parameters():
@@ -102,11 +103,8 @@ def _widen_block(block: Block, source: Block, generator: torch.Generator | None)
 
 
 def _silence(block: Block, generator: torch.Generator | None) -> None:
-    """Lets a fresh block compare tokens, as in `start_as_similarity`, and add nothing."""
-    query, key, value = block.attn.qkv.weight.chunk(3)
-    nn.init.orthogonal_(query, generator=generator)
-    key.copy_(query)
-    nn.init.orthogonal_(value, generator=generator)
+    """Lets a fresh block compare tokens and add nothing."""
+    let_compare(block.attn, generator)
     nn.init.xavier_uniform_(block.mlp.fc1.weight, generator=generator)
     for layer in (block.attn.proj, block.mlp.fc2):
         nn.init.zeros_(layer.weight)

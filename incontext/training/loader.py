@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -83,20 +82,16 @@ def load(batches: StepBatches, start: int, workers: int, device: torch.device) -
         The batches, in order, and the number of the echo of each that is to be used; 0 is the batch itself.
     """
     echoes, steps = batches.config.echoes, len(batches)
-    if echoes == 1:
-        yield from zip(_draw(batches, range(start, steps), workers, device), itertools.repeat(0))
-        return
-    round_length = _KEPT * echoes
-    first = start // round_length
-    drawn = _draw(batches, range(first * _KEPT, steps), workers, device)
-    for number in itertools.count(first):
-        kept = list(itertools.islice(drawn, _KEPT))
-        for place in range(round_length):
-            step, (echo, index) = number * round_length + place, divmod(place, len(kept))
-            if step == steps:
-                return
-            if step >= start:
-                yield kept[index], echo
+    together = _KEPT if echoes > 1 else 1
+    drawn_before = start // (together * echoes) * together
+    drawn = _draw(batches, range(drawn_before, steps), workers, device)
+    kept: dict[int, RawBatch] = {}
+    for step in range(drawn_before * echoes, steps):
+        echo, place = divmod(step % (together * echoes), together)
+        if echo == 0:
+            kept[place] = next(drawn)
+        if step >= start:
+            yield kept[place], echo
 
 
 def _draw(batches: StepBatches, draws: range, workers: int, device: torch.device) -> Iterator[RawBatch]:

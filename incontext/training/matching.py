@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from incontext.image import normalise
+from incontext.model.attention import Attention
 from incontext.model.seggpt import SegGPT
 from incontext.training.batches import Batch
 
@@ -41,11 +42,7 @@ def start_as_similarity(model: SegGPT, generator: torch.Generator | None = None)
             nn.init.xavier_uniform_(module.weight, generator=generator)
     nn.init.xavier_uniform_(model.patch_embed.proj.weight.view(model.config.width, -1), generator=generator)
     for block in model.blocks:
-        query, key, value = block.attn.qkv.weight.chunk(3)
-        nn.init.orthogonal_(query, generator=generator)
-        key.copy_(query)
-        nn.init.orthogonal_(value, generator=generator)
-        block.attn.proj.weight.copy_(value.T)
+        block.attn.proj.weight.copy_(let_compare(block.attn, generator).T)
     for layer in (model.decoder_pred[0], model.decoder_pred[3]):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="linear", generator=generator)
     black = normalise(np.zeros((model.config.patch_size, model.config.patch_size, 3), np.uint8))
@@ -64,6 +61,24 @@ def start_as_similarity(model: SegGPT, generator: torch.Generator | None = None)
     table[..., :quarter], table[..., quarter : 2 * quarter] = waves[0][:, None], waves[1][:, None]
     table[..., 2 * quarter : 3 * quarter], table[..., 3 * quarter : 4 * quarter] = waves[2], waves[3]
     model.pos_embed[0, 1:] = 0.3 * rearrange(table, "h w c -> (h w) c")
+
+
+@torch.no_grad()
+def let_compare(attention: Attention, generator: torch.Generator | None = None) -> Tensor:
+    """Draws weights of an attention layer with which it compares tokens: keys equal to queries, all orthogonal.
+
+    Args:
+        attention: changed in place, but for its output projection.
+        generator: source of randomness.
+
+    Returns:
+        The weights of the values, (D, D).
+    """
+    query, key, value = attention.qkv.weight.chunk(3)
+    nn.init.orthogonal_(query, generator=generator)
+    key.copy_(query)
+    nn.init.orthogonal_(value, generator=generator)
+    return value
 
 
 class MatchingLoss:

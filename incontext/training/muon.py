@@ -6,7 +6,7 @@ matrices one by one: on a GPU that is some 30 small kernels for each. Here matri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,20 +41,15 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"expected matrices, got a parameter of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self) -> None:
         """Takes a step with the parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             alike: dict[tuple, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike.setdefault((parameter.shape, parameter.device, parameter.dtype), []).append(parameter)
             for parameters in alike.values():
-                self._turn(parameters, **{name: group[name] for name in ("lr", "weight_decay", "momentum")})
-        return loss
+                self._turn(parameters, group["lr"], group["weight_decay"], group["momentum"])
 
     def _turn(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
         gradients = [parameter.grad for parameter in parameters]

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from incontext.decoding import Decoder
+from incontext.device import synchronise
 from incontext.export import write_indexed
 from incontext.image import denormalise, normalise, resize_image
 from incontext.predictor import Predictor
@@ -135,8 +136,7 @@ def _model_time(predictor: Predictor) -> Iterator[list[float]]:
             start = time.perf_counter()
             try:
                 result = function(*args, **kwargs)
-                if predictor.device.type == "cuda":
-                    torch.cuda.synchronize(predictor.device)
+                synchronise(predictor.device)
                 return result
             finally:
                 depth[0] -= 1
