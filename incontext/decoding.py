@@ -16,6 +16,8 @@ from incontext.types import Segmentation
 _STRIP = 1 << 22
 """Values (ids times pixels) decoded at once, which bounds the memory."""
 
+_TOGETHER = 0.8  # how much the pass of several ids counts beside those of each alone, as to what is background
+
 
 class Decoder:
     """Collects the paintings of one image, pass by pass, and turns them into a segmentation.
@@ -24,6 +26,10 @@ class Decoder:
     pass gives it, the background gets the least that any pass leaves to it (a pixel is background if every
     pass says so), and all is scaled to sum to 1. With one pass that changes nothing. The label is the
     likeliest; its probability is the confidence.
+
+    Passes of one id that follow a pass which has that id among others are a second opinion on the same part of the
+    ids (see `Prompt.passes`). A model that was asked for several objects at once tells them from the background well,
+    and each from the others less well than one that was asked for it alone.
 
     What the pixels look like (see `Likeness`) tells all of its ids apart at once, so it joins what the passes of
     these ids say together. Their probabilities wait for that at the refinement's `working_size`; but for them, memory
@@ -41,17 +47,19 @@ class Decoder:
         """
         Args:
             size: (H, W) of the image.
-            palettes: one for each pass, in the order of the calls of `add`.
+            palettes: one for each pass, in the order of the calls of `add`; as in `Prompt.passes`.
             device: where the paintings are.
             temperature: see `Palette.probabilities`.
             refinement: fits probabilities to the looks of the image, if wanted.
         """
         self.palettes = palettes
+        self._parts = _parts(palettes)
+        self._open: list[tuple[Palette, Sequence[Tensor]]] = []  # what is painted of the next part
         self.refinement = refinement
         self.temperature = temperature
-        self._passes = 0
+        self._passes = self._done = 0
         self._waiting: list[tuple[tuple[int, ...], Tensor]] = []
-        self._ids = [id for palette in palettes for id in palette.ids]
+        self._ids = [id for part in self._parts for id in part[0].ids]
         self._background = torch.ones(size, device=device)
         self._best = torch.zeros(size, device=device)
         self._slot = torch.zeros(size, dtype=torch.int32, device=device)  # 1 + index into _ids
@@ -70,14 +78,20 @@ class Decoder:
                 id.
         """
         palette = self.palettes[self._passes]
-        self._passes += 1
-        if len(self.palettes) == 1:
+        if self._passes == 0 and len(self._parts) == 1:
             self._painting = torch.stack(list(views)).mean(0)
+        self._passes += 1
+        if self.refinement is not None:
+            views = [resize_painting(view[None], self.refinement.working_size)[0] for view in views]
+        self._open.append((palette, views))
+        part = self._parts[self._done]
+        if len(self._open) < len(part):
+            return
         if self.refinement is None:
-            self._merge(palette.ids, lambda rows: self._probabilities([view[:, rows] for view in views], palette))
+            self._merge(part[0].ids, self._probabilities)
         else:
-            small = [resize_painting(view[None], self.refinement.working_size)[0] for view in views]
-            self._waiting.append((palette.ids, self._probabilities(small, palette)))
+            self._waiting.append((part[0].ids, self._probabilities(slice(None))))
+        self._open, self._done = [], self._done + 1
 
     def _merge(self, ids: Sequence[int], probabilities: Callable[[slice], Tensor]) -> None:
         """Takes in what is said of the background and some ids, by a function that gives (1 + n, rows, W)."""
@@ -93,7 +107,7 @@ class Decoder:
             self._slot[rows] = torch.where(better, slots[slot].int() + 1, self._slot[rows])
             self._total[rows] += values[1:].sum(0)
             self._background[rows] = torch.minimum(self._background[rows], values[0])
-            if len(self.palettes) > 1:
+            if len(self._parts) > 1:
                 self._painting[:, rows] += torch.einsum("k h w, k c -> c h w", values[1:], self._colours[slots])
 
     def _merge_refined(self) -> None:
@@ -119,9 +133,14 @@ class Decoder:
             together.setdefault(key, (likeness, []))[1].append((ids, probabilities))
         return list(together.values())
 
-    def _probabilities(self, views: Sequence[Tensor], palette: Palette) -> Tensor:
-        each = [palette.probabilities(view, self.temperature) for view in views]
-        return torch.stack(each).mean(0) if len(each) > 1 else each[0]
+    def _probabilities(self, rows: slice) -> Tensor:
+        """What the passes of one part say of some rows: (1 + n, rows, W)."""
+        each = []
+        for palette, views in self._open:
+            likely = [palette.probabilities(view[:, rows], self.temperature) for view in views]
+            each.append(torch.stack(likely).mean(0) if len(likely) > 1 else likely[0])
+        together, *alone = each
+        return _second(together, _merge_passes(alone)) if alone else together
 
     def finish(self, names: Mapping[int, str], given: np.ndarray | None = None) -> Segmentation:
         """Decides every pixel.
@@ -144,7 +163,7 @@ class Decoder:
         is_object = self._best > self._background
         confidence = (torch.where(is_object, self._best, self._background) / whole).clamp(0, 1).cpu().numpy()
         slots = torch.where(is_object, self._slot, 0).cpu().numpy()
-        painting = self._painting if len(self.palettes) == 1 else self._painting / whole
+        painting = self._painting if len(self._parts) == 1 else self._painting / whole
         painting = painting.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         labels = np.array([0, *self._ids], np.int32)[slots]
         if given is not None:
@@ -161,6 +180,23 @@ class Decoder:
             if area
         }
         return Segmentation(labels, confidence, np.ascontiguousarray(painting), scores, names)
+
+
+def _parts(palettes: Sequence[Palette]) -> list[list[Palette]]:
+    """Puts the passes of single ids to the pass of several that they follow."""
+    parts: list[list[Palette]] = []
+    for palette in palettes:
+        if parts and set(palette.ids) <= set(parts[-1][0].ids):
+            parts[-1].append(palette)
+        else:
+            parts.append([palette])
+    return parts
+
+
+def _second(together: Tensor, alone: Tensor) -> Tensor:
+    """Joins what one pass says of several ids with what passes of each alone say, (1 + n, h, w) both."""
+    background = torch.lerp(alone[0], together[0], _TOGETHER)
+    return torch.cat([background[None], _scaled(together[1:] + alone[1:]) * (1 - background)])
 
 
 def _merge_passes(passes: Sequence[Tensor]) -> Tensor:

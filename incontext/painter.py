@@ -74,10 +74,10 @@ class Painter:
         painted: dict[int, Tensor] = {}
         for indexes in together:
             painted |= zip(indexes, self._paint_together(crops, prompt, indexes, manner), strict=True)
-        for index in range(len(prompt.palettes)):
+        for index in range(len(prompt.passes)):
             if index not in painted:
                 painted[index] = self.paint(crops, prompt, index, manner, hints=hints)
-        return [painted[index] for index in range(len(prompt.palettes))]
+        return [painted[index] for index in range(len(prompt.passes))]
 
     def _alike(self, prompt: Prompt, manner: Manner, most: int) -> list[list[int]]:
         """Numbers of passes that can be painted together, at least two and at most so many each."""
@@ -87,11 +87,11 @@ class Painter:
         if prompt.apart and manner.ensemble == "feature":
             return []  # sources that are encoded one by one keep no common target
         groups: dict[tuple, list[int]] = {}
-        for index in range(len(prompt.palettes)):
+        for index in range(len(prompt.passes)):
             if prompt.cache(index, ensemble=manner.ensemble, kind=manner.kind) is None:
                 key = (
                     prompt.shown(index),
-                    tuple((pack, *pack.kept(prompt.palettes[index])) for pack in prompt.shown_packs(index)),
+                    tuple((pack, *pack.kept(prompt.passes[index])) for pack in prompt.shown_packs(index)),
                 )
                 groups.setdefault(key, []).append(index)
         parts = [group[k : k + most] for key, group in groups.items() if any(key) for k in range(0, len(group), most)]
@@ -147,7 +147,7 @@ class Painter:
         Args:
             crops: uint8 (n, h, w, 3) of the model's input size.
             prompt: the examples.
-            index: which of the prompt's palettes.
+            index: which of the prompt's passes.
             manner: how.
             tile: side of the tiles that the examples are to be cut by, if any.
             hints: int (n, h, w), labels that are known, negative elsewhere.
@@ -165,7 +165,7 @@ class Painter:
                 images, target, hidden = self._upload(crops[batch]), None, None
                 if hints is not None:
                     known = torch.from_numpy(hints[batch] >= 0)
-                    target = normalise(torch.from_numpy(prompt.palettes[index].paint(hints[batch])))
+                    target = normalise(torch.from_numpy(prompt.passes[index].paint(hints[batch])))
                     if mirrored:
                         known, target = known.flip(-1), target.flip(-1)
                     hidden = pixels_to_patches(known, self.model.config.patch_size)
@@ -246,7 +246,7 @@ class Painter:
 
     def _join_encoded(self, prompt: Prompt, index: int, manner: Manner, mirrored: bool) -> PromptCache:
         """The cache of one pass, of sources that are encoded one by one and kept as long as they live."""
-        palette = prompt.palettes[index]
+        palette = prompt.passes[index]
         key = (palette.ids, palette.colours.tobytes(), manner.kind, mirrored)
         alone = [(pack, Prompt((), (palette,), {}, (pack,))) for pack in prompt.shown_packs(index)]
         alone += [(example, Prompt((example,), (palette,), {})) for example in prompt.shown(index)]

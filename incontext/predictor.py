@@ -72,6 +72,7 @@ class Predictor:
         device: str | torch.device = "auto",
         kind: str = "instance",
         ids_per_pass: int | None = None,
+        one_by_one: bool | None = None,
         seed: int | None = None,
         palette: Callable[[tuple[int, ...]], Palette] | None = None,
         temperature: float | None = None,
@@ -86,6 +87,8 @@ class Predictor:
             kind: the type token, unless a call or a pack says otherwise: "instance" or "semantic".
             ids_per_pass: how many ids are painted in one pass; more take several passes, and the time of
                 several. By default what the weights separate well (`config.ids_per_pass`).
+            one_by_one: paint each of several ids by itself, too, and take the mean: better, and slower. By default as
+                the weights ask for (`config.one_by_one`). More than `ONE_BY_ONE_MOST` ids, and packs, are not.
             seed: draw random far-apart colours with this seed instead of the fixed ones and the packs' own.
                 Segmentations under several seeds show how much depends on the colours.
             palette: gives the ids of one pass their colours; instead of `seed`.
@@ -114,6 +117,7 @@ class Predictor:
         self._painter = Painter(model, device)
         self.kind = _one_of("kind", kind, KINDS)
         self.ids_per_pass = model.config.ids_per_pass if ids_per_pass is None else ids_per_pass
+        self.one_by_one = model.config.one_by_one if one_by_one is None else bool(one_by_one)
         self.seed = seed
         self.palette = palette
         self.temperature = DEFAULT_TEMPERATURE if temperature is None else temperature
@@ -138,7 +142,7 @@ class Predictor:
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments, but for model, device and precision, that make another predictor like this one."""
-        names = ("kind", "ids_per_pass", "seed", "palette", "refine")
+        names = ("kind", "ids_per_pass", "one_by_one", "seed", "palette", "refine")
         return {name: getattr(self, name) for name in names} | {"temperature": self._given_temperature}
 
     def temperature_for(self, prompt: Prompt) -> float:
@@ -184,8 +188,8 @@ class Predictor:
         palette = self.palette
         if palette is None and self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
-            return Prompt.build(examples, self.ids_per_pass, lambda part: Palette.random(part, generator), ids)
-        return Prompt.build(examples, self.ids_per_pass, palette, ids)
+            palette = lambda part: Palette.random(part, generator)  # noqa: E731
+        return Prompt.build(examples, self.ids_per_pass, palette, ids, self.one_by_one)
 
     def predict(
         self,
@@ -196,7 +200,7 @@ class Predictor:
         ensemble: str | None = None,
         flip: bool = False,
         kind: str | None = None,
-        tile: int | str | None = None,
+        tile: int | str | None = "thin",
         overlap: float = 0.25,
         batch_size: int = 8,
     ) -> Segmentation:
@@ -217,8 +221,10 @@ class Predictor:
             kind: "instance" or "semantic", instead of the packs' or the predictor's.
             tile: show larger images in square tiles of this many pixels, for objects too small to be seen
                 otherwise. Examples are cut to match, so a pixel must mean the same length in examples and
-                queries. "auto" tiles only where the examples' thinnest objects need it; see `auto_tile`.
-                Packs know their own scale, which is the default, and what "auto" means with them.
+                queries. "auto" tiles only where the examples' thinnest objects need it; see `auto_tile`. "thin"
+                does so where all of their objects are too thin to be seen in whole images, and nothing is known of
+                the image. None never does. Packs know their own scale, which is what all but a number means with
+                them.
             overlap: the least part of a tile that the next one repeats, 0 to 0.75.
             batch_size: how many tiles go through the model at once.
 
@@ -233,6 +239,8 @@ class Predictor:
         known = () if given is None else np.unique(given[given > 0]).tolist()
         prompt = self._prepare(examples, known)
         manner = self._manner(prompt, ensemble, flip, kind, batch_size)
+        if tile == "thin" and given is not None:
+            tile = None
         query = self._load(image, prompt, self._tiling(tile, overlap, prompt), given)
         if query.layout.tile is not None and not prompt.sources:
             raise ValueError("tile: expected examples, got query_labels alone; most tiles would have nothing to go by")
@@ -271,7 +279,7 @@ class Predictor:
         ensemble: str | None = None,
         flip: bool = False,
         kind: str | None = None,
-        tile: int | str | None = None,
+        tile: int | str | None = "thin",
         overlap: float = 0.25,
         batch_size: int = 8,
         threads: int = 4,
@@ -341,12 +349,14 @@ class Predictor:
             raise ValueError(f"overlap: expected a part of a tile from 0 to 0.75, got {overlap}")
         config = self.model.config
         tile = prompt.tile_for(tile)
+        if isinstance(tile, str) and tile == "thin":
+            tile = "auto" if prompt.too_thin(config.image_size) else None
         if isinstance(tile, str) and tile == "auto":
             return Tiling(auto_tile(prompt.object_width, config.image_size, config.patch_size), AUTO_SLACK, overlap)
         is_side = isinstance(tile, (int, np.integer)) and not isinstance(tile, bool)
         if tile is not None and not (is_side and tile >= config.patch_size):
             raise ValueError(
-                f"tile: expected None, 'auto' or a side of at least {config.patch_size} pixels, got {tile!r}"
+                f"tile: expected None, 'thin', 'auto' or a side of at least {config.patch_size} pixels, got {tile!r}"
             )
         return Tiling(None if tile is None else int(tile), overlap=overlap)
 
@@ -384,7 +394,7 @@ class Predictor:
         """Whole images share their batches; a tiled one fills its own, pass by pass, so that memory is
         bounded."""
         whole = [query for query in queries if isinstance(query, _Query) and query.layout.tile is None]
-        passes = range(len(prompt.palettes))
+        passes = range(len(prompt.passes))
         painted = self._paint_whole(whole, prompt, manner) if whole else []
         done = 0
         for query in queries:
@@ -413,7 +423,7 @@ class Predictor:
         for views in passes:
             if decoder is None:
                 refinement = self._refinement(query, prompt)
-                decoder = Decoder(query.layout.size, prompt.palettes, views.device, temperature, refinement)
+                decoder = Decoder(query.layout.size, prompt.passes, views.device, temperature, refinement)
             decoder.add([query.layout.join(view) for view in views])
         return decoder.finish(prompt.names, query.given)
 

@@ -24,13 +24,16 @@ from incontext.pack.joining import agreed, join_by_name, linked_ids, mean_of, sh
 from incontext.pack.prompt_pack import ENSEMBLES
 from incontext.pack.tokens import stack_tokens
 from incontext.palette import Palette
-from incontext.tiling import object_width
+from incontext.tiling import object_width, too_thin
 from incontext.types import Example
 
 __all__ = ["ENSEMBLES", "Prompt", "Source", "check_sources", "resize_hints"]
 
 Source = Example | PromptPack
 """What a prompt is made of."""
+
+ONE_BY_ONE_MOST = 12
+"""Up to how many ids are painted one by one, where that is wanted."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +44,12 @@ class Prompt:
 
     Attributes:
         examples: in the user's order.
-        palettes: one for each pass of the model. Each id is in one of them.
+        palettes: the colours of the ids. Each id is in one of them.
         names: id -> name, from all sources.
         packs: with the ids that they have here.
         apart: encode each source for itself and keep that for as long as the source lives, where the model allows
             it: for prompts that share most of their sources with others, as a video's do.
+        one_by_one: whether ids that share a palette are painted each by itself, too.
     """
 
     examples: tuple[Example, ...]
@@ -53,6 +57,7 @@ class Prompt:
     names: Mapping[int, str]
     packs: tuple[PromptPack, ...] = ()
     apart: bool = False
+    one_by_one: bool = False
 
     @classmethod
     def build(
@@ -61,16 +66,18 @@ class Prompt:
         ids_per_pass: int,
         palette: Callable[[tuple[int, ...]], Palette] | None = None,
         ids: Iterable[int] = (),
+        one_by_one: bool = False,
     ) -> Prompt:
         """Merges the ids and names of examples and packs and shares the ids out among passes.
 
         Args:
             sources: examples, each with its own ids; one id means the same in all of them. And packs, whose
                 ids join them by name.
-            ids_per_pass: how many ids get a colour in one pass.
+            ids_per_pass: how many ids get a colour in one pass of the model.
             palette: gives the ids of one pass their colours. By default those of a pack that has them to
                 itself, else `Palette.for_ids`.
             ids: further ids, which no source shows.
+            one_by_one: see the class. More than `ONE_BY_ONE_MOST` ids are not, which would take too long.
 
         Raises:
             TypeError: for something else than examples and packs.
@@ -96,11 +103,26 @@ class Prompt:
                 "give examples that show what to find"
             )
         names = {**{id: name for pack in packs for id, name in pack.names.items()}, **names}
-        return cls(examples, palettes, names, packs)
+        few = sum(len(each.ids) for each in palettes) <= ONE_BY_ONE_MOST
+        return cls(examples, palettes, names, packs, one_by_one=one_by_one and few)
+
+    @cached_property
+    def passes(self) -> tuple[Palette, ...]:
+        """What the model paints, pass by pass: each palette and then, one by one, its ids in the same colours.
+
+        The passes of packs are painted as they were tuned, together alone.
+        """
+        of_packs = {id for pack in self.packs for id in pack.ids}
+        passes: list[Palette] = []
+        for palette in self.palettes:
+            passes.append(palette)
+            if self.one_by_one and len(palette.ids) > 1 and not of_packs.intersection(palette.ids):
+                passes += [Palette((id,), palette.colours[k : k + 1]) for k, id in enumerate(palette.ids)]
+        return tuple(passes)
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The ids of all passes, sorted."""
+        """All ids, sorted."""
         return tuple(sorted(id for palette in self.palettes for id in palette.ids))
 
     @property
@@ -125,12 +147,12 @@ class Prompt:
         return asked or (agreed(self.packs, "ensemble") if self.packs else "feature")
 
     def tile_for(self, asked: int | str | None) -> int | str | None:
-        """The side of tiles: as asked for; with packs None and "auto" mean theirs, which may be None.
+        """The side of tiles: as asked for; with packs all but a number means theirs, which may be None.
 
         Raises:
             PackError: packs differ in it, and none is asked for.
         """
-        return agreed(self.packs, "tile") if self.packs and asked in (None, "auto") else asked
+        return agreed(self.packs, "tile") if self.packs and asked in (None, "auto", "thin") else asked
 
     @property
     def temperature(self) -> float | None:
@@ -151,18 +173,33 @@ class Prompt:
         """Pixels; see `incontext.tiling.object_width`."""
         return object_width([each.labels for each in self.examples])
 
+    def too_thin(self, image_size: tuple[int, int]) -> bool:
+        """Whether examples alone are shown, and whole images hide all of their objects (`tiling.too_thin`).
+
+        Args:
+            image_size: (h, w) of the model's input.
+        """
+        if image_size not in self._thin:
+            hidden = not self.packs and too_thin((each.labels for each in self.examples), image_size)
+            self._thin[image_size] = hidden
+        return self._thin[image_size]
+
+    @cached_property
+    def _thin(self) -> dict[tuple[int, int], bool]:
+        return {}
+
     def shown(self, index: int) -> tuple[Example, ...]:
         """The examples of one pass: those with an id of its palette, and those that show background only, on
         purpose.
 
         An example of other ids would be all black in this pass, and would speak for the background.
         """
-        wanted = set(self.palettes[index].ids)
+        wanted = set(self.passes[index].ids)
         return tuple(each for each in self.examples if not each.ids or wanted.intersection(each.ids))
 
     def shown_packs(self, index: int) -> tuple[PromptPack, ...]:
         """The packs that have an id in one pass."""
-        wanted = set(self.palettes[index].ids)
+        wanted = set(self.passes[index].ids)
         return tuple(pack for pack in self.packs if wanted.intersection(pack.ids))
 
     def groups(self) -> list[tuple[frozenset[int], tuple[Example, ...], tuple[PromptPack, ...]]]:
@@ -182,7 +219,7 @@ class Prompt:
         Pixels that are `IGNORE` are painted black, as the model knows no third state.
 
         Args:
-            index: which pass.
+            index: which of `passes`.
             size: (H, W) of the model's input. Images are stretched to it (bicubic), masks too (nearest).
             ensemble: "feature" keeps N examples apart, "spatial" lays them out in a grid.
             tile: cut the examples by tiles of this side; see `incontext.example_crops`. Packs are as they are.
@@ -194,7 +231,7 @@ class Prompt:
         Raises:
             PackError: a pack's images have another size.
         """
-        parts = [pack.canvases(self.palettes[index]) for pack in self.shown_packs(index)]
+        parts = [pack.canvases(self.passes[index]) for pack in self.shown_packs(index)]
         for pack in self.packs:
             if pack.size != tuple(size):
                 raise PackError(f"the pack {pack.name!r} holds images of {pack.size}, the model takes {tuple(size)}")
@@ -217,7 +254,7 @@ class Prompt:
         Raises:
             PackError: the ensemble is "spatial", which mixes the examples that tokens belong to.
         """
-        palette = self.palettes[index]
+        palette = self.passes[index]
         shown = self.shown_packs(index)
         tokens = stack_tokens([(len(pack.kept(palette)), pack.kept_tokens(palette)) for pack in shown])
         if tokens is not None and ensemble != "feature":
@@ -229,11 +266,11 @@ class Prompt:
         packs = self.shown_packs(index)
         if self.shown(index) or len(packs) != 1:
             return None
-        return packs[0].cache(self.palettes[index], ensemble=ensemble, kind=kind)
+        return packs[0].cache(self.passes[index], ensemble=ensemble, kind=kind)
 
     def _draw(self, index: int, size: tuple[int, int], tile: int | None) -> tuple[Tensor, Tensor] | None:
         """The examples alone: images and targets, each (n, 3, H, W); None if none is shown."""
-        palette = self.palettes[index]
+        palette = self.passes[index]
         pairs: Sequence[tuple[np.ndarray, np.ndarray]] = [(each.image, each.labels) for each in self.shown(index)]
         if not pairs:
             return None

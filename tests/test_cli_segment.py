@@ -75,18 +75,19 @@ def test_a_folder_becomes_masks_overlays_results_and_a_sheet(tmp_path, model, sh
     assert "2 of 2 images segmented" in stdout and stderr == ""  # no progress bar without a terminal
 
 
-def test_objects_too_thin_to_be_seen_are_told_of(tmp_path, model, capsys):
+def test_objects_too_thin_to_be_seen_are_shown_in_tiles_and_told_of(tmp_path, model, capsys):
     """The model sees 32 x 32 pixels, of an image of 96: a line of 4 pixels is 1.3 wide there, one of 6 is 2."""
-    said = []
-    for width, options in ((4, []), (4, ["--tile", "auto"]), (6, [])):
+    said, tiles = [], []
+    for width, options in ((4, []), (4, ["--tile", "auto"]), (4, ["--tile", "none"]), (6, [])):
         labels = np.zeros((96, 96), np.uint8)
         labels[:, 40 : 40 + width] = 1
         image, mask = save(tmp_path / "e.png", scene(labels)), save(tmp_path / "e_mask.png", labels)
-        out = tmp_path / f"{width}{len(options)}"
+        out = tmp_path / f"{width}{''.join(options)}"
         assert main(image, "--example", image, mask, "-o", out, "--device", "cpu", *options) == 0
         said.append(capsys.readouterr().err)
-    assert "note: all objects of the examples are thinner than the model sees at 32 x 32 pixels; --tile auto" in said[0]
-    assert said[1:] == ["", ""]
+        tiles.append(json.loads((out / "results.json").read_text())["settings"]["tile"])
+    assert "note: all objects of the examples are thinner than the model sees at 32 x 32 pixels, so images" in said[0]
+    assert said[1:] == ["", "", ""] and tiles == ["auto", "auto", None, None]
 
 
 def test_a_bad_image_is_reported_and_the_run_goes_on(tmp_path, model, shown, capsys):

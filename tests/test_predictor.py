@@ -8,7 +8,8 @@ from incontext.decoding import Decoder
 from incontext.device import pick_device
 from incontext.image import denormalise, normalise, resize_image, resize_labels
 from incontext.palette import DEFAULT_TEMPERATURE, Palette
-from incontext.prompt import Prompt
+from incontext.prompt import ONE_BY_ONE_MOST, Prompt
+from incontext.refinement import Refinement
 from incontext.types import IGNORE, Example
 
 # What comes out
@@ -107,6 +108,47 @@ def test_passes_merge_as_documented():
     merged /= merged.sum(0)
     np.testing.assert_array_equal(found.labels, merged.argmax(0))
     np.testing.assert_allclose(found.confidence, merged.max(0).values, atol=1e-6)
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_what_is_painted_alone_is_a_second_opinion(refined):
+    """Of ids 1 and 2, which share a pass; 3 has its own."""
+    together = Palette((1, 2), np.uint8([[0, 255, 0], [0, 0, 255]]))
+    alone = [Palette((id,), together.colours[k : k + 1]) for k, id in enumerate(together.ids)]
+    other = Palette((3,), np.uint8([[255, 0, 0]]))
+    palettes = (together, *alone, other)
+    paintings = [torch.rand(3, 6, 7) * 255 for _ in palettes]
+    refinement = Refinement(np.zeros((6, 7, 3), np.uint8), 1.0, width=0.0) if refined else None
+    decoder = Decoder((6, 7), palettes, torch.device("cpu"), DEFAULT_TEMPERATURE, refinement)
+    for painting in paintings:
+        decoder.add([painting])
+    found = decoder.finish({})
+    both, one, two, three = (each.probabilities(painting) for each, painting in zip(palettes, paintings, strict=True))
+    single = torch.stack([torch.minimum(one[0], two[0]), one[1], two[1]])
+    single /= single.sum(0)
+    background = 0.8 * both[0] + 0.2 * single[0]
+    ids = both[1:] + single[1:]
+    ids = ids / ids.sum(0) * (1 - background)
+    merged = torch.cat([torch.minimum(background, three[0])[None], ids, three[1:]])
+    merged /= merged.sum(0)
+    np.testing.assert_array_equal(found.labels, merged.argmax(0))
+    np.testing.assert_allclose(found.confidence, merged.max(0).values, atol=1e-5)
+
+
+def test_ids_that_share_a_pass_are_painted_one_by_one_where_asked():
+    ids = (2, 3, 5, 8, 13)
+    truth, shown = blocks(ids, side=4), example(ids, side=4)
+    model = ColourMatcher()
+    found = predictor(model, ids_per_pass=2, one_by_one=True).predict(scene(truth, ids), [shown])
+    np.testing.assert_array_equal(found.labels, truth)
+    assert len(model.calls) == 3 + 4  # the first id has a pass to itself
+    prompt = predictor(ids_per_pass=2, one_by_one=True).prompt([shown])
+    assert [each.ids for each in prompt.passes] == [(2,), (3, 5), (3,), (5,), (8, 13), (8,), (13,)]
+    assert [each.colours.tolist() for each in prompt.passes[2:4]] == [[c] for c in prompt.palettes[1].colours.tolist()]
+    shown = blocks(range(1, ONE_BY_ONE_MOST + 2), (64, 64), side=4)
+    many = Prompt.build([Example(photo((64, 64)), shown)], 3, one_by_one=True)
+    assert many.passes == many.palettes
+    assert predictor(FakeModel(one_by_one=True)).one_by_one and not predictor(FakeModel()).one_by_one
 
 
 def test_decoding_in_strips_changes_nothing(monkeypatch):

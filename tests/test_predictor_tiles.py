@@ -28,7 +28,7 @@ def test_tiles_see_what_the_whole_image_hides(overlap, flip):
     shown = Example(scene(shown), shown)
     tiled = predictor(ids_per_pass=1).predict(scene(truth), [shown], tile=32, overlap=overlap, flip=flip)
     np.testing.assert_array_equal(tiled.labels, truth)  # tiles of the input's size: not one pixel is resampled
-    whole = predictor(ids_per_pass=1).predict(scene(truth), [shown])
+    whole = predictor(ids_per_pass=1).predict(scene(truth), [shown], tile=None)
     assert (whole.labels == truth)[truth > 0].mean() < 0.7
 
 
@@ -43,6 +43,18 @@ def test_auto_tiles_where_objects_are_small_and_only_there():
     model = ColourMatcher()
     predictor(model).predict(scene(truth), [large], tile="auto")
     assert len(model.calls) == 1 and model.calls[0]["query"].shape[0] == 1
+
+
+def test_tiles_without_asking_where_all_objects_are_too_thin():
+    truth, shown = dots(), dots(1)
+    shown = Example(scene(shown), shown)
+    same(predictor().predict(scene(truth), [shown]), predictor().predict(scene(truth), [shown], tile="auto"))
+    model, wide = ColourMatcher(), blocks([3], (128, 96), side=64)
+    predictor(model).predict(scene(truth), [shown, Example(scene(wide), wide)])
+    known = np.full(truth.shape, IGNORE)
+    known[0] = 0
+    predictor(model).predict(scene(truth), [shown], query_labels=known)
+    assert [len(call["query"]) for call in model.calls] == [1, 1]  # one object is seen; the image is known in part
 
 
 def test_tile_of_a_small_image_is_no_tile():

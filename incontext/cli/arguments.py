@@ -70,18 +70,22 @@ def output_file(text: str) -> Path:
     return path
 
 
-def tile_side(text: str) -> int | str:
-    """Reads a number of pixels, or "auto".
+def tile_side(text: str) -> int | str | None:
+    """Reads a number of pixels, "auto", "thin", or "none", which is None.
 
     Raises:
         argparse.ArgumentTypeError: it is neither.
     """
-    if text == "auto":
+    if text == "none":
+        return None
+    if text in ("auto", "thin"):
         return text
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number of pixels or 'auto', got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected a number of pixels, 'auto', 'thin' or 'none', got {text!r}"
+        ) from None
 
 
 def class_names(text: str) -> dict[int, str]:

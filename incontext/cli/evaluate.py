@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from incontext.cli import evaluate_pixels, evaluate_risk, evaluate_video
 from incontext.cli.arguments import number_list, output_folder, positive, word_list
-from incontext.cli.model_options import add_device, add_refine, add_views
+from incontext.cli.model_options import add_device, add_one_by_one, add_refine, add_views
 from incontext.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     folders.add_argument("--ensemble", choices=("feature", "spatial"), default="feature", help="of several examples")
     add_device(folders)
     add_refine(folders)
+    add_one_by_one(folders)
     add_views(folders)
     folders.add_argument(
         "--precision",
@@ -129,7 +130,13 @@ def _predictors(args: argparse.Namespace) -> tuple[dict[str, Shown], dict[str, s
     for name, model in zip(short if len(set(short)) == len(short) else models, models, strict=True):
         names = [name if len(precisions) == 1 else f"{name} {precision}" for precision in precisions]
         for each, precision in zip(names, precisions, strict=True):
-            predictor = Predictor(load_model(model), device=args.device, refine=args.refine, precision=precision)
+            predictor = Predictor(
+                load_model(model),
+                device=args.device,
+                one_by_one=args.one_by_one,
+                refine=args.refine,
+                precision=precision,
+            )
             found[each] = Shown(predictor, options)
         compared.update(dict.fromkeys(names[1:], names[0]))
     return found, compared

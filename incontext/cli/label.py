@@ -11,12 +11,13 @@ from incontext.cli.class_ids import packs_renumbered, tell_renumbered
 from incontext.cli.model_options import (
     add_device,
     add_model,
+    add_one_by_one,
     add_pack,
     add_precision,
     add_refine,
     add_views,
     open_predictor,
-    tell_of_tiles,
+    settle_tiles,
 )
 
 
@@ -81,6 +82,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--select", type=int, metavar="K", help="show each image only the K examples that suit it best, out of all"
     )
     add_refine(group)
+    add_one_by_one(group)
     group.add_argument(
         "--kind",
         choices=("instance", "semantic"),
@@ -173,10 +175,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--corrections: expected a folder of masks, got {args.corrections}")
     packs = [open_pack(each) for each in args.pack]
     examples = open_examples(args.examples, names=args.names) if args.examples else ()
-    predictor = open_predictor(args, refine=args.refine, precision=args.precision)
+    predictor = open_predictor(args, one_by_one=args.one_by_one, refine=args.refine, precision=args.precision)
     sources = [*packs, *examples]
     prompt = predictor.prompt(sources)
-    tell_of_tiles(predictor, prompt, args.tile)
+    settle_tiles(predictor, prompt, args.tile)
     if examples:
         tell_renumbered(examples.renumbered, prompt.names)
     tell_renumbered(packs_renumbered(args.pack, packs, prompt.packs), prompt.names)

@@ -49,8 +49,10 @@ def add_views(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--tile",
         type=tile_side,
+        default="thin",
         metavar="PIXELS",
-        help="cut larger images into tiles of this side; 'auto': where objects would be too small to be seen",
+        help="cut larger images into tiles of this side; 'auto': where objects would be too small to be seen; 'none': "
+        "never; default 'thin': as 'auto', where all objects would be too thin to be seen",
     )
     parser.add_argument(
         "--overlap", type=float, default=0.25, metavar="PART", help="of neighbouring tiles (default 0.25)"
@@ -58,20 +60,21 @@ def add_views(parser: argparse._ActionsContainer) -> None:
     add_flip(parser)
 
 
-def tell_of_tiles(predictor: Predictor, prompt: Prompt, tile: int | str | None) -> None:
-    """Prints a line on standard error where `--tile auto` would show what whole images hide."""
+def settle_tiles(predictor: Predictor, prompt: Prompt, tile: int | str | None) -> int | str | None:
+    """Returns "auto" or None in place of "thin", and says on standard error where tiles make it slower."""
     import sys
 
-    from incontext.tiling import too_thin
-
+    if tile != "thin":
+        return tile
     size = predictor.model.config.image_size
-    alone = tile is None and not prompt.packs and prompt.examples
-    if alone and too_thin((example.labels for example in prompt.examples), size):
-        print(
-            f"note: all objects of the examples are thinner than the model sees at {size[0]} x {size[1]} pixels; "
-            "--tile auto shows them larger, and takes longer",
-            file=sys.stderr,
-        )
+    if not prompt.too_thin(size):
+        return None
+    print(
+        f"note: all objects of the examples are thinner than the model sees at {size[0]} x {size[1]} pixels, so images "
+        "are shown in tiles; --tile none shows them whole, which is quicker",
+        file=sys.stderr,
+    )
+    return "auto"
 
 
 def add_flip(parser: argparse._ActionsContainer) -> None:
@@ -85,6 +88,15 @@ def add_refine(parser: argparse._ActionsContainer) -> None:
         "--refine",
         action=argparse.BooleanOptionalAction,
         help="fit masks to what pixels look like in examples and image (default: as the model asks for)",
+    )
+
+
+def add_one_by_one(parser: argparse._ActionsContainer) -> None:
+    """Adds --one-by-one and --no-one-by-one."""
+    parser.add_argument(
+        "--one-by-one",
+        action=argparse.BooleanOptionalAction,
+        help="paint each of several ids by itself, too: better and slower (default: as the model asks for)",
     )
 
 

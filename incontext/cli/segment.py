@@ -11,12 +11,13 @@ from incontext.cli.arguments import class_names, click, output_folder
 from incontext.cli.model_options import (
     add_device,
     add_model,
+    add_one_by_one,
     add_pack,
     add_precision,
     add_refine,
     add_views,
     open_predictor,
-    tell_of_tiles,
+    settle_tiles,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_precision(parser)
     add_views(parser)
     add_refine(parser)
+    add_one_by_one(parser)
     parser.add_argument("--names", type=class_names, default={}, metavar="1=NAME,2=NAME", help="names of ids")
     parser.set_defaults(run=run)
 
@@ -116,13 +118,13 @@ def run(args: argparse.Namespace) -> int:
     from incontext.pack.library import open_pack
 
     packs = [open_pack(each) for each in args.pack]
-    predictor = open_predictor(args, refine=args.refine, precision=args.precision)
+    predictor = open_predictor(args, one_by_one=args.one_by_one, refine=args.refine, precision=args.precision)
     shown = [_Shown(example, *pair) for example, pair in zip(examples, pairs, strict=True)]
     for path, clicks in args.click.items():
         example = _touch(predictor, path, clicks, [*packs, *examples], args.names)
         shown.append(_Shown(example, path, clicked / f"{path.stem}.png", clicks))
     prompt = predictor.prompt([*packs, *(each.example for each in shown)])
-    tell_of_tiles(predictor, prompt, args.tile)
+    args.tile = settle_tiles(predictor, prompt, args.tile)
     job = _Job(args, shown, prompt, inputs, predictor)
     job.segment()
     print(job.summary())
@@ -359,6 +361,7 @@ class _Job:
                 "batch_size": self.batch_size,
                 "precision": args.precision,
                 "refine": self.predictor.refine,
+                "one_by_one": self.predictor.one_by_one,
             },
             "names": names,
             "packs": args.pack,

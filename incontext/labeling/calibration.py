@@ -187,7 +187,7 @@ def _paint(predictor: Predictor, shown: Example, others: Sequence[Source], manne
     truth = np.where(np.isin(truth, [0, *known]), truth, IGNORE)
     prompt = predictor.prompt(others)
     # One pass at a time: the painting of several together is a mixture that no longer tells what was painted.
-    passes = [dataclasses.replace(prompt, palettes=(palette,)) for palette in prompt.palettes]
+    passes = [dataclasses.replace(prompt, palettes=(palette,), one_by_one=False) for palette in prompt.palettes]
     tile = manner["tile"]
     # Tiles are of a scale of their own: they are cut from the image as it is, and the painting is thinned out.
     query = image if tile is None else shown.image

@@ -45,7 +45,7 @@ class LabelConfig:
     ensemble: str | None = None
     kind: str | None = None
     flip: bool = False
-    tile: int | str | None = None
+    tile: int | str | None = "thin"
     overlap: float = 0.25
     batch_size: int | None = None
     instances: bool = False

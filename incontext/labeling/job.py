@@ -169,7 +169,7 @@ class _Job:
     def plan(self, inputs: Sequence[Input], corrections: Mapping) -> Plan:
         """Says what masks are to be made with, and fits the confidence to the examples."""
         predictor, config, prompt = self.predictor, self.config, self.prompt
-        settings = {name: getattr(predictor, name) for name in ("ids_per_pass", "seed", "refine")}
+        settings = {name: getattr(predictor, name) for name in ("ids_per_pass", "one_by_one", "seed", "refine")}
         settings["precision"] = sorted({str(each.dtype) for each in predictor.model.state_dict().values()})
         settings |= config.painting_settings()
         temperature = predictor.temperature_for(prompt)

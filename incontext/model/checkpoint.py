@@ -53,7 +53,7 @@ STORAGE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16"
 _VERSION, _CONFIG, _OURS = "incontext.format", "incontext.config", "incontext."
 _FOLDER_WEIGHTS, _FOLDER_CONFIG = "model.safetensors", "config.json"
 # Settings for training and prediction: two models that differ in them alone compute the same.
-_NOT_ARCHITECTURE = ("stochastic_depth", "loss_beta", "ids_per_pass")
+_NOT_ARCHITECTURE = ("stochastic_depth", "loss_beta", "ids_per_pass", "one_by_one")
 _LISTED = 8  # of each kind of wrong key, in an error
 
 

@@ -32,6 +32,8 @@ class SegGPTConfig:
             from 0 at the first block.
         loss_beta: transition point of the smooth-L1 loss, in normalised colour space.
         ids_per_pass: how many objects the weights separate well in one pass. Predictors split larger sets.
+        one_by_one: whether predictors paint each of several objects by itself, too, and take the mean, unless they are
+            told otherwise.
         refine: whether predictors fit results to what pixels look like, unless they are told otherwise; see
             `incontext.appearance` and `incontext.refinement`.
 
@@ -55,6 +57,7 @@ class SegGPTConfig:
     stochastic_depth: float = 0.1
     loss_beta: float = 0.01
     ids_per_pass: int = 10
+    one_by_one: bool = False
     refine: bool = False
 
     def __post_init__(self) -> None:

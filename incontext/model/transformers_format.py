@@ -50,6 +50,7 @@ _FIELD_TABLE: tuple[tuple[str, str, Any], ...] = (
     ("loss_beta", "beta", 0.01),
     # transformers keeps fields it does not know and does nothing with them.
     ("ids_per_pass", "incontext_ids_per_pass", 10),
+    ("one_by_one", "incontext_one_by_one", False),
 )
 
 # What transformers could vary and SegGPT does not.

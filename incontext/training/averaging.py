@@ -10,7 +10,8 @@ import torch
 
 from incontext.model.seggpt import SegGPT
 
-_SETTINGS = ("image_size", "stochastic_depth", "loss_beta", "ids_per_pass", "refine")  # of no weight's shape or meaning
+# Of no weight's shape or meaning.
+_SETTINGS = ("image_size", "stochastic_depth", "loss_beta", "ids_per_pass", "one_by_one", "refine")
 
 
 def average_models(models: Sequence[SegGPT]) -> SegGPT:

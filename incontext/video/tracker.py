@@ -265,7 +265,8 @@ class Tracker:
 
     def _predict(self, image: np.ndarray) -> Segmentation:
         """Segments with all that is remembered."""
-        return self.predictor.predict(image, self._remembered(), ensemble="feature", flip=self._flip, kind=self._kind)
+        manner = {"ensemble": "feature", "flip": self._flip, "kind": self._kind, "tile": None}
+        return self.predictor.predict(image, self._remembered(), **manner)
 
     def _remembered(self) -> Prompt:
         """Packs, examples, painted frames and past frames as one prompt: the same while memory is the same, so that
@@ -302,7 +303,7 @@ class Tracker:
     def _found_again(self, example: Example, painted: Example) -> float:
         """IoU, the mean over the ids that both show, of what one example tells of a painted frame."""
         prompt = Prompt((example,), self._told(example), {}, apart=True)
-        found = self.predictor.predict(painted.image, prompt, ensemble="feature", kind=self._kind).labels
+        found = self.predictor.predict(painted.image, prompt, ensemble="feature", kind=self._kind, tile=None).labels
         scores = []
         for id in set(example.ids) & set(painted.ids):
             a, b = found == id, painted.labels == id
