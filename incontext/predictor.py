@@ -30,7 +30,7 @@ from incontext.picture_file import describe
 from incontext.prefetch import prefetch
 from incontext.prompt import ENSEMBLES, Prompt, Source, check_sources, resize_hints
 from incontext.refinement import Refinement
-from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile
+from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile, thin_tile
 from incontext.types import Segmentation
 
 _KEPT_PROMPTS = 4
@@ -223,8 +223,8 @@ class Predictor:
                 otherwise. Examples are cut to match, so a pixel must mean the same length in examples and
                 queries. "auto" tiles only where the examples' thinnest objects need it; see `auto_tile`. "thin"
                 does so where all of their objects are too thin to be seen in whole images, and nothing is known of
-                the image. None never does. Packs know their own scale, which is what all but a number means with
-                them.
+                the image; at most `THIN_TILES` along a side. None never does. Packs know their own scale, which is
+                what all but a number means with them.
             overlap: the least part of a tile that the next one repeats, 0 to 0.75.
             batch_size: how many tiles go through the model at once.
 
@@ -349,10 +349,12 @@ class Predictor:
             raise ValueError(f"overlap: expected a part of a tile from 0 to 0.75, got {overlap}")
         config = self.model.config
         tile = prompt.tile_for(tile)
-        if isinstance(tile, str) and tile == "thin":
-            tile = "auto" if prompt.too_thin(config.image_size) else None
-        if isinstance(tile, str) and tile == "auto":
-            return Tiling(auto_tile(prompt.object_width, config.image_size, config.patch_size), AUTO_SLACK, overlap)
+        if isinstance(tile, str) and tile in ("auto", "thin"):
+            scale = prompt.object_width, config.image_size, config.patch_size
+            if tile == "auto":
+                return Tiling(auto_tile(*scale), AUTO_SLACK, overlap)
+            thin = prompt.too_thin(config.image_size)
+            return Tiling(thin_tile(*scale, prompt.sizes, overlap) if thin else None, AUTO_SLACK, overlap)
         is_side = isinstance(tile, (int, np.integer)) and not isinstance(tile, bool)
         if tile is not None and not (is_side and tile >= config.patch_size):
             raise ValueError(

@@ -110,13 +110,16 @@ class Prompt:
     def passes(self) -> tuple[Palette, ...]:
         """What the model paints, pass by pass: each palette and then, one by one, its ids in the same colours.
 
-        The passes of packs are painted as they were tuned, together alone.
+        The passes of packs are painted as they were tuned, together alone. So are those with an id that is told of by
+        what is known of the query, and no example shows: alone it might have nothing to go by.
         """
         of_packs = {id for pack in self.packs for id in pack.ids}
+        shown = {id for example in self.examples for id in example.ids}
         passes: list[Palette] = []
         for palette in self.palettes:
             passes.append(palette)
-            if self.one_by_one and len(palette.ids) > 1 and not of_packs.intersection(palette.ids):
+            alone = not of_packs.intersection(palette.ids) and (not shown or shown.issuperset(palette.ids))
+            if self.one_by_one and alone and len(palette.ids) > 1:
                 passes += [Palette((id,), palette.colours[k : k + 1]) for k, id in enumerate(palette.ids)]
         return tuple(passes)
 

@@ -26,6 +26,9 @@ AUTO_SLACK = 1.5
 """With tile="auto" images up to this many times the tile are shown whole: tiles would cost more than they
 show."""
 
+THIN_TILES = 8
+"""With tile="thin" there are at most so many tiles along a side of the largest example."""
+
 _SEEN = 1.5  # pixels of the model's input, below which the width of an object is not seen
 
 
@@ -167,6 +170,23 @@ def auto_tile(width: float | None, image_size: tuple[int, int], patch_size: int)
     """
     side = max(image_size)
     return None if width is None else max(side, math.floor(width * side / (AUTO_PATCHES * patch_size)))
+
+
+def thin_tile(
+    width: float | None, image_size: tuple[int, int], patch_size: int, sizes: Sequence[tuple[int, int]], overlap: float
+) -> int | None:
+    """The side of a tile where nobody asked for tiles: as `auto_tile`, or larger, so that there are not too many.
+
+    Args:
+        width, image_size, patch_size: as for `auto_tile`.
+        sizes: (H, W) of the examples.
+        overlap: see `Layout.tiled`.
+    """
+    tile = auto_tile(width, image_size, patch_size)
+    if tile is None:
+        return None
+    longest = max(side for size in sizes for side in size)
+    return max(tile, math.ceil(longest / (1 + (THIN_TILES - 1) * (1 - overlap))))
 
 
 def object_width(masks: Sequence[np.ndarray]) -> float | None:

@@ -87,7 +87,7 @@ def test_objects_too_thin_to_be_seen_are_shown_in_tiles_and_told_of(tmp_path, mo
         said.append(capsys.readouterr().err)
         tiles.append(json.loads((out / "results.json").read_text())["settings"]["tile"])
     assert "note: all objects of the examples are thinner than the model sees at 32 x 32 pixels, so images" in said[0]
-    assert said[1:] == ["", "", ""] and tiles == ["auto", "auto", None, None]
+    assert said[1:] == ["", "", ""] and tiles == ["thin", "auto", None, None]
 
 
 def test_a_bad_image_is_reported_and_the_run_goes_on(tmp_path, model, shown, capsys):

@@ -145,6 +145,8 @@ def test_ids_that_share_a_pass_are_painted_one_by_one_where_asked():
     prompt = predictor(ids_per_pass=2, one_by_one=True).prompt([shown])
     assert [each.ids for each in prompt.passes] == [(2,), (3, 5), (3,), (5,), (8, 13), (8,), (13,)]
     assert [each.colours.tolist() for each in prompt.passes[2:4]] == [[c] for c in prompt.palettes[1].colours.tolist()]
+    told = predictor(ids_per_pass=9, one_by_one=True).prompt([shown], ids=[21])  # of which no example knows
+    assert told.passes == told.palettes
     shown = blocks(range(1, ONE_BY_ONE_MOST + 2), (64, 64), side=4)
     many = Prompt.build([Example(photo((64, 64)), shown)], 3, one_by_one=True)
     assert many.passes == many.palettes

@@ -12,6 +12,7 @@ from incontext.tiling import (
     object_widths,
     pad,
     resize_painting,
+    thin_tile,
     tile_starts,
     too_thin,
 )
@@ -97,6 +98,15 @@ def test_auto_tile_follows_the_objects():
     assert auto_tile(1000.0, (448, 448), 16) == 14000  # large objects: larger than any photograph, so whole
     assert auto_tile(3.0, (448, 448), 16) == 448  # no magnification
     assert auto_tile(None, (448, 448), 16) is None
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.75])
+def test_tiles_that_nobody_asked_for_are_few(overlap):
+    for longest in (500, 3999, 4000, 65_537):
+        tile = thin_tile(3.0, (128, 128), 8, [(300, 200), (longest // 2, longest)], overlap)
+        assert tile >= 128 and len(tile_starts(longest, tile, overlap)) <= 8
+    assert thin_tile(400.0, (128, 128), 8, [(900, 900)], overlap) == auto_tile(400.0, (128, 128), 8)
+    assert thin_tile(None, (128, 128), 8, [], overlap) is None
 
 
 def _field(size=(400, 400)):

@@ -52,7 +52,7 @@ def add_views(parser: argparse._ActionsContainer) -> None:
         default="thin",
         metavar="PIXELS",
         help="cut larger images into tiles of this side; 'auto': where objects would be too small to be seen; 'none': "
-        "never; default 'thin': as 'auto', where all objects would be too thin to be seen",
+        "never; default 'thin': in a few tiles where all objects would be too thin to be seen",
     )
     parser.add_argument(
         "--overlap", type=float, default=0.25, metavar="PART", help="of neighbouring tiles (default 0.25)"
@@ -61,7 +61,7 @@ def add_views(parser: argparse._ActionsContainer) -> None:
 
 
 def settle_tiles(predictor: Predictor, prompt: Prompt, tile: int | str | None) -> int | str | None:
-    """Returns "auto" or None in place of "thin", and says on standard error where tiles make it slower."""
+    """Returns None for "thin" where there will be no tiles, and says on standard error where there will."""
     import sys
 
     if tile != "thin":
@@ -71,10 +71,10 @@ def settle_tiles(predictor: Predictor, prompt: Prompt, tile: int | str | None) -
         return None
     print(
         f"note: all objects of the examples are thinner than the model sees at {size[0]} x {size[1]} pixels, so images "
-        "are shown in tiles; --tile none shows them whole, which is quicker",
+        "are shown in tiles; --tile none is quicker, --tile auto looks closest",
         file=sys.stderr,
     )
-    return "auto"
+    return tile
 
 
 def add_flip(parser: argparse._ActionsContainer) -> None:
