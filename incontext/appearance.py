@@ -64,7 +64,7 @@ class Sample:
     Attributes:
         features: float (n, f), n up to `KEYS`.
         values: float (n, 1 + K), how much of a pixel is background (and ids of no interest), and each id.
-        held: float (K,), the IoU of each id's mask with what is left of it on the grid of patches.
+        held: float (K,), the IoU of each id's mask with what is left of it on the grid of patches, or a finer one.
         shown: bool (K,), which ids the example shows.
     """
 
@@ -83,6 +83,7 @@ class Sample:
         patch: tuple[float, float],
         device: torch.device,
         detail: float = 1.0,
+        grain: float = 1.0,
     ) -> Sample:
         """Takes pixels from an example.
 
@@ -93,6 +94,7 @@ class Sample:
             patch: (height, width) of one of the model's patches, in the image's pixels.
             device: where to compute.
             detail: step at which the image is looked at, in patches; see `detail_of`.
+            grain: of the grid by which `held` is measured, in patches.
         """
         labels = torch.from_numpy(np.ascontiguousarray(labels, np.int32)).to(device)
         masks = torch.stack([labels == id for id in ids]).float()
@@ -103,7 +105,8 @@ class Sample:
         known = known[_spread(len(known), KEYS, device)]
         values = shares.flatten(1)[:, known].T
         values = values / values.sum(1, keepdim=True)
-        return cls(features.flatten(1)[:, known].T.contiguous(), values, _held(masks, patch), masks.flatten(1).any(1))
+        held = _held(masks, (grain * patch[0], grain * patch[1]))
+        return cls(features.flatten(1)[:, known].T.contiguous(), values, held, masks.flatten(1).any(1))
 
     def thinned(self, most: int) -> tuple[Tensor, Tensor]:
         """Features and values of at most so many of the pixels."""

@@ -60,7 +60,7 @@ class Predictor:
 
     Wherever a method takes examples, it takes packs too, alone, several, or together with examples; see
     `incontext.prompt` for how they join. What a call leaves open (ensemble, kind, tile) is as the packs were
-    made for, else "feature", the predictor's kind, and whole images.
+    made for, else "feature", the predictor's kind, and whole images where these show the objects.
 
     The same input gives the same output: colours come from a fixed search, or from `seed`.
     """
