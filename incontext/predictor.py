@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -188,7 +188,7 @@ class Predictor:
         palette = self.palette
         if palette is None and self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
-            palette = lambda part: Palette.random(part, generator)  # noqa: E731
+            palette = partial(Palette.random, generator=generator)
         return Prompt.build(examples, self.ids_per_pass, palette, ids, self.one_by_one)
 
     def predict(

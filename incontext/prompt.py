@@ -284,7 +284,7 @@ class Prompt:
         lost = {id for _, mask in pairs for id in np.unique(mask).tolist()} & set(palette.ids) - set(
             np.unique(labels).tolist()
         )
-        if lost:
+        if lost and any(palette is each for each in self.palettes):  # once for each id
             _log.warning(
                 "ids %s are too thin to be seen in the examples at %d x %d pixels; tiles may show them",
                 sorted(lost),

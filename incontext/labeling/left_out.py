@@ -80,7 +80,7 @@ class LeftOut:
         if not palettes:
             return np.zeros(self.examples[query].size, np.int32)
         # The whole set's colours, so that choices differ in what they show and in nothing else. Apart: an example
-        # is encoded once for all choices. Not one by one: that takes several times as long, and ranks them alike.
+        # is encoded once for all choices. Not one by one: that would take several times as long.
         prompt = dataclasses.replace(self._prompt, examples=examples, palettes=palettes, apart=True, one_by_one=False)
         self.predictions += 1
         return self.predictor.predict(self.examples[query].image, prompt).labels
