@@ -52,12 +52,11 @@ class Decoder:
             temperature: see `Palette.probabilities`.
             refinement: fits probabilities to the looks of the image, if wanted.
         """
-        self.palettes = palettes
         self._parts = _parts(palettes)
-        self._open: list[tuple[Palette, Sequence[Tensor]]] = []  # what is painted of the next part
+        self._done = 0  # so many parts
+        self._open: list[Sequence[Tensor]] = []  # views of the next part's passes
         self.refinement = refinement
         self.temperature = temperature
-        self._passes = self._done = 0
         self._waiting: list[tuple[tuple[int, ...], Tensor]] = []
         self._ids = [id for part in self._parts for id in part[0].ids]
         self._background = torch.ones(size, device=device)
@@ -77,14 +76,12 @@ class Decoder:
                 averaged, not their colours: halfway between red and blue lies a purple that may be a third
                 id.
         """
-        palette = self.palettes[self._passes]
-        if self._passes == 0 and len(self._parts) == 1:
+        part = self._parts[self._done]
+        if len(self._parts) == 1 and not self._open:
             self._painting = torch.stack(list(views)).mean(0)
-        self._passes += 1
         if self.refinement is not None:
             views = [resize_painting(view[None], self.refinement.working_size)[0] for view in views]
-        self._open.append((palette, views))
-        part = self._parts[self._done]
+        self._open.append(views)
         if len(self._open) < len(part):
             return
         if self.refinement is None:
@@ -136,7 +133,7 @@ class Decoder:
     def _probabilities(self, rows: slice) -> Tensor:
         """What the passes of one part say of some rows: (1 + n, rows, W)."""
         each = []
-        for palette, views in self._open:
+        for palette, views in zip(self._parts[self._done], self._open, strict=True):
             likely = [palette.probabilities(view[:, rows], self.temperature) for view in views]
             each.append(torch.stack(likely).mean(0) if len(likely) > 1 else likely[0])
         together, *alone = each
@@ -155,8 +152,9 @@ class Decoder:
             different ids, it is the mean of one palette's colours for all ids, by their probabilities.
             `scores` has the mean confidence over each id that occurs.
         """
-        if self._passes != len(self.palettes):
-            raise RuntimeError(f"expected {len(self.palettes)} passes before finish, got {self._passes}")
+        if self._done < len(self._parts):
+            expected, got = (sum(map(len, parts)) for parts in (self._parts, self._parts[: self._done]))
+            raise RuntimeError(f"expected {expected} passes before finish, got {got + len(self._open)}")
         if self._waiting:
             self._merge_refined()
         whole = self._total + self._background

@@ -74,7 +74,7 @@ def tile_side(text: str) -> int | str | None:
     """Reads a number of pixels, "auto", "thin", or "none", which is None.
 
     Raises:
-        argparse.ArgumentTypeError: it is neither.
+        argparse.ArgumentTypeError: it is none of these.
     """
     if text == "none":
         return None
