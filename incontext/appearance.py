@@ -40,6 +40,9 @@ PLACE = 3.0
 SHAPE = (0.4, 2.0)
 """(factor, exponent) of how the model is weighted by what its patches can hold of an id's shape."""
 
+GRAIN = 0.5
+"""Side of the grid on which it is seen what patches hold, in patches: a painting shows more than one value a patch."""
+
 NEARER, NEARER_TO_SEVERAL, FARTHER = 4.0, 1.0, 2.0
 """Exponents of how the model is weighted by how far the query's pixels are from the examples': nearer than parts of the
 only example are from each other; nearer than several examples are, which is usual; and farther."""
@@ -64,7 +67,7 @@ class Sample:
     Attributes:
         features: float (n, f), n up to `KEYS`.
         values: float (n, 1 + K), how much of a pixel is background (and ids of no interest), and each id.
-        held: float (K,), the IoU of each id's mask with what is left of it on the grid of patches, or a finer one.
+        held: float (K,), the IoU of each id's mask with what is left of it on a grid of `GRAIN`.
         shown: bool (K,), which ids the example shows.
     """
 
@@ -83,7 +86,6 @@ class Sample:
         patch: tuple[float, float],
         device: torch.device,
         detail: float = 1.0,
-        grain: float = 1.0,
     ) -> Sample:
         """Takes pixels from an example.
 
@@ -94,7 +96,6 @@ class Sample:
             patch: (height, width) of one of the model's patches, in the image's pixels.
             device: where to compute.
             detail: step at which the image is looked at, in patches; see `detail_of`.
-            grain: of the grid by which `held` is measured, in patches.
         """
         labels = torch.from_numpy(np.ascontiguousarray(labels, np.int32)).to(device)
         masks = torch.stack([labels == id for id in ids]).float()
@@ -105,7 +106,7 @@ class Sample:
         known = known[_spread(len(known), KEYS, device)]
         values = shares.flatten(1)[:, known].T
         values = values / values.sum(1, keepdim=True)
-        held = _held(masks, (grain * patch[0], grain * patch[1]))
+        held = _held(masks, patch)
         return cls(features.flatten(1)[:, known].T.contiguous(), values, held, masks.flatten(1).any(1))
 
     def thinned(self, most: int) -> tuple[Tensor, Tensor]:
@@ -360,9 +361,9 @@ def _crossed(keys: Tensor, values: Tensor, part: Tensor) -> Tensor:
 
 
 def _held(masks: Tensor, patch: tuple[float, float]) -> Tensor:
-    """(K,): the IoU of masks (K, H, W) with what is left of them on a grid of patches."""
+    """(K,): the IoU of masks (K, H, W) with what is left of them on a grid of `GRAIN`."""
     size = masks.shape[1:]
-    grid = [max(1, round(side / step)) for side, step in zip(size, patch, strict=True)]
+    grid = [max(1, round(side / (GRAIN * step))) for side, step in zip(size, patch, strict=True)]
     coarse = F.interpolate(F.interpolate(masks[None], grid, mode="area"), size, mode="bilinear")[0] > 0.5
     masks = masks > 0.5
     return (masks & coarse).flatten(1).sum(1) / (masks | coarse).flatten(1).sum(1).clamp_min(1)

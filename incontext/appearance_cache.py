@@ -19,10 +19,6 @@ from incontext.refinement import Refinement, mean_side
 from incontext.tiling import object_widths
 from incontext.types import Example
 
-TILE_GRAIN = 0.5
-"""In tiles a pixel is nearly a pixel of the model's input, and its paintings show more than a patch holds: so much of a
-patch counts as what they hold."""
-
 SWATCHES = (64, MOST_KEYS)
 """Of how many images a pack keeps pixels, and how many in all."""
 
@@ -162,8 +158,7 @@ class AppearanceCache:
         kept = pack.swatches
         if kept is None or tile is not None or not math.isclose(kept.detail, detail, rel_tol=1e-3):
             own = self._patch(self.image_size, None)
-            grain = _grain(tile)
-            return [Sample.of(*pair, ids, own, self.device, detail, grain) for pair in pack.pairs]
+            return [Sample.of(*pair, ids, own, self.device, detail) for pair in pack.pairs]
         kept = kept.for_ids(pack.ids, ids)
         parts = (kept.features, kept.values, kept.held, kept.shown)
         features, values, held, shown = (each.to(self.device).float() for each in parts)
@@ -174,7 +169,7 @@ class AppearanceCache:
         kept = self._samples.setdefault(example, {})
         if (ids, tile, detail) not in kept:
             patch = self._patch(example.size, tile)
-            of = (example.image, example.labels, ids, patch, self.device, detail, _grain(tile))
+            of = (example.image, example.labels, ids, patch, self.device, detail)
             kept[ids, tile, detail] = Sample.of(*of)
         return kept[ids, tile, detail]
 
@@ -183,8 +178,3 @@ class AppearanceCache:
         shown = size if tile is None else (tile, tile)
         height, width = (self.patch_size * side / pixels for side, pixels in zip(shown, self.image_size, strict=True))
         return height, width
-
-
-def _grain(tile: int | None) -> float:
-    """Of `Sample.of`, for images that are shown whole, or in tiles."""
-    return 1.0 if tile is None else TILE_GRAIN

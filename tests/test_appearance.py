@@ -6,7 +6,6 @@ from packs import small_pack
 from predictions import predictor, tiny
 
 from incontext.appearance import DETAIL, KEYS, SHARPNESS, Appearance, Sample, _attend, detail_of, pixel_features
-from incontext.appearance_cache import TILE_GRAIN
 from incontext.pack.compiling import compile_pack
 from incontext.prompt import Prompt
 from incontext.refinement import RARE, Likeness, working_size
@@ -206,19 +205,13 @@ def test_the_pixels_of_an_example_are_taken_once(monkeypatch):
     assert len(calls) == 3
 
 
-def test_in_tiles_the_model_is_trusted_with_finer_shapes(monkeypatch):
-    labels = lines(width=4, step=20)
-    image = picture(np.random.default_rng(0), labels, COLOURS)
-    coarse, fine = (Sample.of(image, labels, (1,), PATCH, CPU, 1.0, grain) for grain in (1.0, 0.5))
-    assert fine.held[0] > coarse.held[0] + 0.2
-    assert torch.equal(fine.values, coarse.values) and torch.equal(fine.features, coarse.features)
-    grains = []
-    plain = Sample.of
-    monkeypatch.setattr(Sample, "of", lambda *args: grains.append(args[-1]) or plain(*args))
-    one = predictor(tiny(), refine=True)
-    for tile in (None, 32):
-        one.predict(image, Example(image, labels), tile=tile)
-    assert grains == [1.0, TILE_GRAIN]
+def test_shapes_are_held_down_to_half_a_patch():
+    def held(width: int) -> float:
+        labels = lines(width, step=5 * width)
+        return float(Sample.of(picture(np.random.default_rng(0), labels, COLOURS), labels, (1,), PATCH, CPU).held[0])
+
+    half = int(PATCH[0] / 2)
+    assert held(half) > 0.9 and held(half // 2) < 0.1
 
 
 def test_packs_that_share_no_class_are_compared_with_apart():
