@@ -338,6 +338,26 @@ class Predictor:
 
         return run()
 
+    def layout(
+        self,
+        size: tuple[int, int],
+        examples: Source | Iterable[Source] | Prompt,
+        *,
+        tile: int | str | None = "thin",
+        overlap: float = 0.25,
+    ) -> Layout:
+        """How `predict` shows an image: whole, or in which tiles.
+
+        Args:
+            size: (H, W) of the image.
+            examples, tile, overlap: as in `predict`.
+
+        Raises:
+            TypeError, ValueError: something is out of its range.
+        """
+        prompt = self._prepare(examples)
+        return self._tiling(tile, overlap, prompt).layout(size, prompt.sizes)
+
     def _manner(self, prompt: Prompt, ensemble: str | None, flip: bool, kind: str | None, batch_size: int) -> Manner:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")

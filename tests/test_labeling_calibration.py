@@ -159,3 +159,14 @@ def test_empty_results_are_judged_by_their_least_sure_pixels():
     unsure[0, :4] = 0.55
     assert image_score(segmentation(np.zeros((20, 20)), sure)) == 1
     assert image_score(segmentation(np.zeros((20, 20)), unsure)) == pytest.approx(0.55)
+
+
+def test_thin_objects_are_judged_in_tiles_as_they_will_be_shown():
+    def calls(tile):
+        model = NoisyMatcher(60)
+        calibrate(predictor(model), many(2, size=(160, 160), side=1), tile=tile)
+        return [tuple(call["query"].shape) for call in model.calls]
+
+    assert calls("thin") != calls(None)
+    side = predictor(NoisyMatcher(60)).layout((160, 160), many(1, size=(160, 160), side=1)).tile
+    assert calls("thin") == calls(side)

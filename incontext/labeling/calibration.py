@@ -105,7 +105,7 @@ def calibrate(
     *,
     ensemble: str | None = None,
     kind: str | None = None,
-    tile: int | None = None,
+    tile: int | str | None = "thin",
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Calibration:
     """Fits the temperature by leaving out one example at a time.
@@ -188,9 +188,10 @@ def _paint(predictor: Predictor, shown: Example, others: Sequence[Source], manne
     prompt = predictor.prompt(others)
     # One pass at a time: the painting of several together is a mixture that no longer tells what was painted.
     passes = [dataclasses.replace(prompt, palettes=(palette,), one_by_one=False) for palette in prompt.palettes]
-    tile = manner["tile"]
+    tile = predictor.layout(shown.size, prompt, tile=manner["tile"]).tile
     # Tiles are of a scale of their own: they are cut from the image as it is, and the painting is thinned out.
     query = image if tile is None else shown.image
+    manner = {**manner, "tile": tile}
     paintings = [_thin_out(predictor.predict(query, one, **manner).painting, size) for one in passes]
     return _Painted(
         image,

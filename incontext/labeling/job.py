@@ -184,7 +184,7 @@ class _Job:
                 prompt.packs,
                 ensemble=config.ensemble,
                 kind=config.kind,
-                tile=config.tile if isinstance(config.tile, int) else None,
+                tile=config.tile,
             )
             self.predictor = predictor.varied(temperature=temperature)
         packs = [pack.name for pack in prompt.packs]
