@@ -67,8 +67,8 @@ def test_a_folder_becomes_a_dataset(folder, model, capsys):
 def test_options_reach_the_job(folder, model, monkeypatch):
     seen = {}
 
-    def label(images, examples, out, *, predictor, config, corrections):
-        seen.update(images=images, examples=examples, predictor=predictor, config=config, corrections=corrections)
+    def label(images, examples, out, **options):
+        seen.update(options, images=images, examples=examples)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("incontext.labeling.label", label, raising=False)
@@ -82,6 +82,7 @@ def test_options_reach_the_job(folder, model, monkeypatch):
     assert (config.engine, config.workers, config.calibrate, config.max_pixels) == ("ray", 2, False, 99)
     assert (config.kind, seen["predictor"].refine) == ("semantic", True)
     assert seen["corrections"] == folder / "fixed" and len(seen["examples"]) == 2
+    assert {path.suffix for path in seen["skip"]} == {".png"} and len(seen["skip"]) == 2
     assert seen["examples"][0].names == {1: "cell", 2: "nucleus"}
 
 

@@ -92,6 +92,8 @@ def test_a_folder_takes_every_kind_of_mask(tmp_path):
     for path, each in zip(masks, labels, strict=True):
         Image.fromarray(np.where(each > 0, 255, 0).astype(np.uint8)).save(path)
     assert [example.ids for example in labelled(str(folder))] == [(1,), (1,)]
+    Image.fromarray(labels[0]).save(masks[0])
+    assert [example.ids for example in labelled(str(folder))] == [(1, 2), ()]  # 255 is unknown beside ids
     colours = np.array([(0, 0, 0), (250, 0, 0), (0, 0, 250)], np.uint8)
     Image.fromarray(colours[labels[0]]).save(masks[0])
     Image.fromarray(colours[np.where(labels[1] == 2, 2, 0)]).save(masks[1])  # one colour only: the same id still

@@ -152,6 +152,41 @@ def test_labels_without_their_images_say_where_these_belong(tmp_path):
             open_examples(tmp_path / format)
 
 
+def test_one_colour_is_one_class_in_several_folders_or_an_error(tmp_path):
+    colours = {"red": (250, 0, 0), "green": (0, 250, 0)}
+
+    def painted(name, *shown):
+        mask = np.zeros((*SIZE, 3), np.uint8)
+        for number, colour in enumerate(shown):
+            mask[2:6, 1 + 6 * number : 6 + 6 * number] = colours[colour]
+        save_image(tmp_path / name / "a.jpg")
+        Image.fromarray(mask).save(tmp_path / name / "a.png")
+        return tmp_path / name
+
+    both, same = painted("both", "red", "green"), painted("same", "red", "green")
+    assert [example.ids for example in open_examples([both, same])] == [(1, 2), (1, 2)]
+    other = painted("other", "green")
+    with pytest.raises(FormatError, match="other: expected the colours of .*both, whose id 1 is .250, 0, 0."):
+        open_examples([both, other])
+    (other / "classes.txt").write_text("1 leaf\n")
+    (both / "classes.txt").write_text("1 berry\n2 leaf\n")
+    assert [example.ids for example in open_examples([both, other])] == [(1, 2), (2,)]
+
+
+def test_255_is_unknown_where_other_masks_hold_ids(tmp_path):
+    black_and_white = np.where(labels(1) > 0, 255, 0).astype(np.uint8)
+
+    def add(name, mask):
+        save_image(tmp_path / f"{name}.jpg")
+        Image.fromarray(mask.astype(np.uint8)).save(tmp_path / f"{name}.png")
+
+    add("a", black_and_white)
+    assert open_examples(tmp_path).examples[0].ids == (1,)
+    add("b", labels(1, 2))
+    with pytest.raises(FormatError, match="a.png: expected at least one object, got 0 and 255 alone"):
+        open_examples(tmp_path)
+
+
 def test_classes_merge_by_name(tmp_path):
     a = pair(tmp_path / "a", "p", 1, 2, classes={1: "cell", 2: "nucleus"})
     b = pair(tmp_path / "b", "q", 1, 2, 3, classes={1: "nucleus", 2: "vessel", 3: "cell"})

@@ -24,6 +24,7 @@ from incontext.labeling import JobStopped, LabelConfig, label
 from incontext.labeling.claims import Claims
 from incontext.labeling.inputs import find_images
 from incontext.labeling.manifest import Manifest
+from incontext.palette import voc_colours
 from incontext.types import Example
 
 QUICK = LabelConfig(calibrate=False)
@@ -126,7 +127,87 @@ def test_what_masks_are_made_with_decides_whether_they_stand(tmp_path, change):
     else:
         chosen = predictor(kind="semantic")
         summary = label(tmp_path / "in", shown, tmp_path / "out", predictor=chosen, config=QUICK)
-    assert summary.made == 3 and len(lines(tmp_path)) == 6
+    statuses = Counter(row["status"] for row in lines(tmp_path))
+    assert summary.made == 3 and statuses == {"done": 6, "begun": 3}
+
+
+def test_a_mask_that_a_killed_run_replaced_does_not_pass_for_the_old_one(tmp_path, monkeypatch):
+    truths = write_images(tmp_path / "in", 2)
+    run(tmp_path)
+
+    def die(self, row):
+        raise KeyboardInterrupt  # after the mask, before its row
+
+    with monkeypatch.context() as patch:
+        patch.setattr("incontext.labeling.job._Job._take_in", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, [example([1], names={1: "cell"})])
+    assert not (mask(tmp_path, "000.png") == truths["000.png"]).all()
+    assert run(tmp_path).done == 2
+    check_masks(tmp_path, truths)
+
+
+def test_a_mask_that_the_disk_lost_is_made_again(tmp_path):
+    truths = write_images(tmp_path / "in", 2)
+    run(tmp_path, config=LabelConfig(calibrate=False, formats=("coco",)))
+    (tmp_path / "out" / "masks" / "000.png").write_bytes(b"")
+    assert run(tmp_path, config=LabelConfig(calibrate=False, formats=("coco",))).made == 1
+    check_masks(tmp_path, truths)
+
+
+def test_corrections_whose_ids_have_become_other_classes_are_refused(tmp_path):
+    truths = write_images(tmp_path / "in", 2)
+    run(tmp_path)
+    save(tmp_path / "out" / "corrections" / "000.png", truths["000.png"])
+    with pytest.raises(ValueError, match="000.png: expected id 1 to be 'cell', as in the last run, got 'nucleus'"):
+        run(tmp_path, [example([1, 2], names={1: "nucleus", 2: "cell"})])
+    assert run(tmp_path, [example([1, 2], names={1: "cell", 2: "nucleus", 3: "vessel"})]).done == 2
+
+
+def test_colours_of_corrections_are_those_of_the_masks(tmp_path):
+    truths = write_images(tmp_path / "in", 1)
+    run(tmp_path)
+    place = tmp_path / "out" / "corrections" / "000.png"
+    green = np.where(truths["000.png"][..., None] == 2, np.array([0, 255, 0]), 0)
+    save(place, green)  # of two classes, which?
+    with pytest.raises(ValueError, match="expected corrected masks with the colours of those in masks/"):
+        run(tmp_path)
+    save(place, np.where(truths["000.png"][..., None] == 2, voc_colours()[2], 0))
+    run(tmp_path)
+    np.testing.assert_array_equal(mask(tmp_path, "000.png"), np.where(truths["000.png"] == 2, 2, 0))
+
+
+def test_masks_among_the_images_are_not_labelled(tmp_path):
+    truths = write_images(tmp_path / "in", 2)
+    painted = save(tmp_path / "in" / "painted" / "a_mask.png", truths["000.png"])
+    save(tmp_path / "in" / "mended" / "000.png", truths["000.png"])
+    summary = run(tmp_path, skip=[painted], corrections=tmp_path / "in" / "mended")
+    assert summary.total == 2 and sorted({row["image"] for row in lines(tmp_path)}) == sorted(truths)
+
+
+@posix
+def test_names_that_are_not_utf8_are_left_out(tmp_path, caplog):
+    truths = write_images(tmp_path / "in", 1)
+    try:
+        (tmp_path / "in" / os.fsdecode(b"caf\xe9.png")).write_bytes((tmp_path / "in" / "000.png").read_bytes())
+    except OSError:
+        pytest.skip("this disk holds no such names")
+    assert run(tmp_path).total == 1 and "is not UTF-8" in caplog.text
+    check_masks(tmp_path, truths)
+
+
+@posix
+def test_nobody_tidies_up_while_another_process_finishes(tmp_path):
+    code = "import pathlib\nfrom incontext.labeling.claims import Claims\n"
+    code += f"print(Claims(pathlib.Path({str(tmp_path)!r})).take_all())"
+
+    def other() -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+
+    with Claims(tmp_path) as claims:
+        with claims.finishing():
+            assert other() == "False\n"
+        assert other() == "True\n"
 
 
 def test_names_and_formats_need_no_model(tmp_path):

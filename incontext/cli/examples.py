@@ -179,8 +179,10 @@ def run_suggest(args: argparse.Namespace) -> int:
 
     if args.k < 1:
         raise ValueError(f"-k: expected at least 1 image to suggest, got {args.k}")
-    painted = [path for source in args.examples for path in open_examples(source).paths]
-    inputs = find_images(args.images, skip=painted, skip_folders=[args.output] if args.output else [])
+    opened = [open_examples(source) for source in args.examples]
+    painted = [path for each in opened for path in each.paths]
+    masks = [path for each in opened for path in each.masks]
+    inputs = find_images(args.images, skip=[*painted, *masks], skip_folders=[args.output] if args.output else [])
     paths = [each.path for each in inputs]
     embedder = Embedder(open_predictor(args), args.output)
 

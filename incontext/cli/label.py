@@ -184,7 +184,13 @@ def run(args: argparse.Namespace) -> int:
     tell_renumbered(packs_renumbered(args.pack, packs, prompt.packs), prompt.names)
     try:
         summary = label(
-            args.images, sources, args.output, predictor=predictor, config=config, corrections=args.corrections
+            args.images,
+            sources,
+            args.output,
+            predictor=predictor,
+            config=config,
+            corrections=args.corrections,
+            skip=examples.masks if examples else (),
         )
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -186,15 +186,25 @@ class _Folder(Sequence):
         return find_colours(masks) if find_colours(masks[:1]) else {}
 
     def __getitem__(self, index: int) -> Example:
-        from incontext.image import open_labels
         from incontext.labelled_folders import SetError
         from incontext.types import Example
 
         item = self.items[index]
-        image, labels = item.open_image(), open_labels(item.mask, colours=self.colours)
+        image, labels = item.open_image(), self._open_labels(item)
         if image.shape[:2] != labels.shape:
             raise SetError(f"{item.mask}: expected the image's size (H, W) {image.shape[:2]}, got {labels.shape}")
         return Example(image, labels, self.names)
+
+    def _open_labels(self, item: Item) -> np.ndarray:
+        from incontext.image import open_labels
+        from incontext.labelled_folders import SetError
+
+        if not self.colours:
+            try:
+                return item.open_labels()  # which knows from the other masks what 255 means
+            except SetError:
+                pass  # not a mask of ids
+        return open_labels(item.mask, colours=self.colours)
 
 
 def _spread(items: Sequence, limit: int | None) -> Sequence:

@@ -55,12 +55,12 @@ class Claims:
         self._unlock(_place(image), 1)
 
     def take_all(self) -> bool:
-        """Claims all images there can be; False where another process has any."""
-        return self._lock(_FIRST, 0)
+        """Claims all that there can be; False where another process has an image, or writes the dataset's files."""
+        return self._lock(_FINISHING, 0)
 
     def release_all(self) -> None:
         """Gives all claims back."""
-        self._unlock(_FIRST, 0)
+        self._unlock(_FINISHING, 0)
 
     def finishing(self) -> _Finishing:
         """A context in which no other process writes the whole dataset's files; waits for its turn."""

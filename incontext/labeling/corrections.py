@@ -6,8 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from incontext.colour_masks import Rgb
 from incontext.image import ImageError, find_colours, open_image, open_labels
 from incontext.labeling.inputs import SUFFIXES, Input
+from incontext.palette import voc_colours
+from incontext.shades import NEAR, squared_distances
 from incontext.types import Example
 
 _log = logging.getLogger(__name__)
@@ -26,7 +31,7 @@ def open_corrections(folder: Path, inputs: Sequence[Input], names: Mapping[int, 
         An input's `file_name` -> its image and corrected labels, sorted.
 
     Raises:
-        ImageError: a mask or its image cannot be read, or their sizes differ.
+        ImageError: a mask or its image cannot be read, their sizes differ, or its colours may mean several classes.
     """
     masks = {
         path.relative_to(folder).with_suffix("").as_posix(): path
@@ -37,7 +42,7 @@ def open_corrections(folder: Path, inputs: Sequence[Input], names: Mapping[int, 
     if unknown := sorted(masks.keys() - wanted.keys()):
         _log.warning("%s: %d corrected masks have no image in this job, such as %s", folder, len(unknown), unknown[0])
     masks = {name: path for name, path in masks.items() if name in wanted}
-    colours = find_colours(masks.values())
+    colours = _known_colours(folder, find_colours(masks.values()), names)
     corrections = {}
     for name, path in masks.items():
         image, labels = open_image(wanted[name].path), open_labels(path, colours=colours)
@@ -49,3 +54,40 @@ def open_corrections(folder: Path, inputs: Sequence[Input], names: Mapping[int, 
         shown = {int(id): text for id, text in names.items()}
         corrections[wanted[name].file_name] = Example(image, labels, shown)
     return corrections
+
+
+def check_classes(corrections: Mapping[str, Example], names: Mapping[int, str], before: Mapping[int, str]) -> None:
+    """Makes sure that the ids in corrected masks still mean what they did when these were made.
+
+    Args:
+        corrections: see `open_corrections`.
+        names: class id -> name, of this run.
+        before: the same of the last run into this folder.
+
+    Raises:
+        ValueError: an id that a correction shows has become another class.
+    """
+    for image, example in corrections.items():
+        for id in example.ids:
+            was, now = before.get(id), names.get(id)
+            if was is not None and was != now:
+                raise ValueError(
+                    f"the corrected mask of {image}: expected id {id} to be {was!r}, as in the last run, got {now!r}; "
+                    "give the examples in the order of that run, or fix the ids of their classes with names"
+                )
+
+
+def _known_colours(folder: Path, colours: Mapping[int, Rgb], names: Mapping[int, str]) -> Mapping[int, Rgb]:
+    """The colours of corrected masks, if there is no doubt about which class each is: they are those of the masks in
+    OUT/masks, or there are as many as classes."""
+    objects = {id: colour for id, colour in colours.items() if id > 0}
+    usual = voc_colours()
+    if len(objects) == len(names) or all(
+        squared_distances(usual[id, None], np.array([colour])) <= NEAR**2 for id, colour in objects.items()
+    ):
+        return colours
+    raise ImageError(
+        f"{folder}: expected corrected masks with the colours of those in masks/, or with one for each of the "
+        f"{len(names)} classes, got {len(objects)} others ({', '.join(str(tuple(c)) for c in objects.values())}); "
+        "save them as indexed or grey PNG, with class ids as values"
+    )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from incontext.colour_masks import Rgb
 from incontext.export.class_table import CLASS_IDS
 from incontext.export.documents import FormatError, parsing, read_json
 from incontext.export.formats import FORMATS
 from incontext.export.labelled import LabelledImage
-from incontext.image import open_image
+from incontext.image import find_colours, open_image
 from incontext.labeling.example_pairs import find_pairs, holds_masks, read_class_names
-from incontext.types import Example
+from incontext.labelled_folders import SetError, SetMasks, read_ids
+from incontext.shades import NEAR, squared_distances
+from incontext.types import IGNORE, Example
 
 _MARKS = {
     **{FORMATS[name].document: name for name in ("coco", "coco-panoptic", "cvat", "label-studio", "yolo")},
@@ -35,6 +38,7 @@ class ExampleSet:
         examples: in the order of their sources; each holds all of `names`.
         names: class id -> name.
         paths: each example's image.
+        masks: files of masks.
         renumbered: source -> {class id in it: class id here}, for classes whose id changed.
 
     Goes wherever examples go: iterating over it gives them.
@@ -43,6 +47,7 @@ class ExampleSet:
     examples: tuple[Example, ...]
     names: Mapping[int, str]
     paths: tuple[Path, ...]
+    masks: tuple[Path, ...] = ()
     renumbered: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Example]:
@@ -96,18 +101,24 @@ def open_examples(
         examples=tuple(examples),
         names=table,
         paths=tuple(path for source in opened for path in source.images),
+        masks=tuple(path for source in opened for path in source.masks),
         renumbered={source: changes for source, changes in renumbered.items() if changes},
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """One source with ids of its own; `names` may lack some that its labels have."""
+    """One source with ids of its own; `names` may lack some that its labels have.
+
+    Its masks, if it has any, may be coded in `colours`.
+    """
 
     path: Path
     images: list[Path]
     examples: list[Example]
     names: Mapping[int, str]
+    masks: Sequence[Path] = ()
+    colours: Mapping[int, Rgb] = field(default_factory=dict)
 
     @property
     def unnamed(self) -> list[int]:
@@ -125,7 +136,12 @@ def _open(path: Path) -> _Source:
     if format is None:
         names = read_class_names(path)
         pairs = find_pairs(path)
-        return _Source(path, [image for image, _ in pairs], Example.open_many(pairs), names)
+        images, masks = (list(each) for each in zip(*pairs, strict=True))
+        colours = find_colours(masks)
+        examples = Example.open_many(pairs, colours=colours)
+        together = SetMasks(tuple(masks))
+        examples = [_unknown_where_255(*each, together) for each in zip(examples, masks, strict=True)]
+        return _Source(path, images, examples, names, masks, colours)
     images, examples, names = [], [], {}
     for item in FORMATS[format].read(path):
         names |= item.names
@@ -135,6 +151,25 @@ def _open(path: Path) -> _Source:
     if not examples:
         raise FormatError(f"{path}: expected images with at least one object, found none; label some first")
     return _Source(path, images, examples, names)
+
+
+def _unknown_where_255(example: Example, mask: Path, together: SetMasks) -> Example:
+    """An example whose mask holds but 0 and 255: object 1, unless other masks show that 255 says nothing is known."""
+    if example.ids != (1,):
+        return example
+    try:
+        unknown = read_ids(mask) == IGNORE
+    except SetError:  # colours
+        return example
+    if not unknown.any() or (example.labels == IGNORE).any() or together.binary:
+        return example
+    labels = np.where(unknown, np.int32(IGNORE), example.labels)
+    if not (labels > 0).any():
+        raise FormatError(
+            f"{mask}: expected at least one object, got 0 and 255 alone, which is 'unknown' as other masks have ids; "
+            "leave the mask and its image out"
+        )
+    return Example(example.image, labels, example.names)
 
 
 def _recognise(folder: Path) -> tuple[Path, str | None]:
@@ -216,11 +251,9 @@ def _merge_classes(sources: Sequence[_Source], names: Mapping[int, str]) -> tupl
     """
     _check_given_names(sources, names)
     sources = [
-        _Source(
-            each.path, each.images, each.examples, {id: names[id] for id in each.unnamed if id in names} | each.names
-        )
-        for each in sources
+        replace(each, names={id: names[id] for id in each.unnamed if id in names} | each.names) for each in sources
     ]
+    _check_colours(sources)
     nameless = {id for source in sources for id in source.unnamed}
     table = dict(names)
     ids = {name: id for id, name in table.items()}
@@ -254,6 +287,21 @@ def _check_given_names(sources: Sequence[_Source], names: Mapping[int, str]) -> 
                 raise FormatError(
                     f"names: expected a class of {source.path} for id {id}, which it calls {source.names[id]!r}, "
                     f"got {name!r}; change the name there, or leave it out here"
+                )
+
+
+def _check_colours(sources: Sequence[_Source]) -> None:
+    """Ids without names are counted from the colours of one source: in another they may be other colours."""
+    colours: dict[int, tuple[Rgb, _Source]] = {}
+    for source in sources:
+        for id in source.unnamed:
+            if id not in source.colours:
+                continue
+            colour, first = colours.setdefault(id, (source.colours[id], source))
+            if squared_distances(*np.array([[colour], [source.colours[id]]])) > NEAR**2:
+                raise FormatError(
+                    f"{source.path}: expected the colours of {first.path}, whose id {id} is {colour}, got "
+                    f"{source.colours[id]}; put them into one folder, or add a classes.txt with lines 'ID NAME' to both"
                 )
 
 

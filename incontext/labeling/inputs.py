@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+
+_log = logging.getLogger(__name__)
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"))
 """What counts as an image in folders and patterns. Files that are named may have any suffix."""
@@ -41,7 +44,8 @@ def find_images(
     A folder gives all images in it and its subfolders, sorted; a pattern (`*`, `?`, `[...]`, `**` for
     subfolders) what it matches, unless a file has just that name; a list (a file that ends in .txt) what its
     lines name, relative to the list's folder. Hidden files and folders are left out. An image that is found
-    twice counts once. A file that is named but missing is kept, unless all are: opening it will say so.
+    twice counts once. A file that is named but missing is kept, unless all are: opening it will say so. Files whose
+    names are not UTF-8, and folders that cannot be looked into, are left out with a warning.
 
     Args:
         arguments: paths, patterns and lists, as on the command line.
@@ -84,7 +88,9 @@ def find_images(
             f"expected at least one image, found none in {looked}; give image files, folders that hold some "
             f"({', '.join(sorted(SUFFIXES))}), patterns such as 'photos/*.jpg', or a .txt file that lists some"
         )
-    files = list(found.values())
+    files = [pair for pair in found.values() if _is_text(pair[0])]
+    if not files:
+        raise ValueError("expected images whose names are UTF-8, got none; rename them")
     names = result_names([file for file, _ in files], [start for _, start in files])
     return [Input(file, name, start) for (file, start), name in zip(files, names, strict=True)]
 
@@ -136,10 +142,23 @@ def _shared_folder(paths: Sequence[Path]) -> Path:
 
 
 def _walk(folder: Path) -> Iterable[Path]:
-    for place, folders, files in os.walk(folder):
+    def tell(error: OSError) -> None:
+        _log.warning("%s: cannot be looked into, so it is left out (%s)", error.filename, error.strerror)
+
+    for place, folders, files in os.walk(folder, onerror=tell):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             yield Path(place, name)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a name can be written down; some disks hold others."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        _log.warning("%r: its name is not UTF-8, so it is left out; rename it", os.fsencode(path))
+        return False
+    return True
 
 
 def _read_list(path: Path) -> list[Path]:

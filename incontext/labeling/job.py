@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,13 @@ from incontext.export.formats import FORMATS
 from incontext.labeling.calibration import fit_temperature
 from incontext.labeling.claims import Claims
 from incontext.labeling.config import LabelConfig
-from incontext.labeling.corrections import open_corrections
+from incontext.labeling.corrections import check_classes, open_corrections
 from incontext.labeling.dataset import write_dataset
 from incontext.labeling.drafts import remove_drafts
 from incontext.labeling.fingerprints import fingerprint_of, prompt_fingerprint
 from incontext.labeling.image_writer import ImageWriter
 from incontext.labeling.inputs import Input, find_images
-from incontext.labeling.job_record import JobRecord, recorded_temperature
+from incontext.labeling.job_record import JobRecord, recorded_names, recorded_temperature
 from incontext.labeling.labeller import Labeller
 from incontext.labeling.local_engine import run_local
 from incontext.labeling.manifest import MANIFEST, Manifest, Recipe, Row
@@ -78,6 +78,7 @@ def label(
     predictor: Predictor,
     config: LabelConfig | None = None,
     corrections: str | os.PathLike | None = None,
+    skip: Collection[str | os.PathLike] = (),
 ) -> LabelSummary:
     """Labels images as examples or prompt packs show, and writes them as a dataset.
 
@@ -97,6 +98,7 @@ def label(
         config: how; `LabelConfig()` by default. What it leaves open is as the packs were made for.
         corrections: a folder of corrected masks; `out/corrections`, by default, where there is one. See
             `open_corrections`.
+        skip: files that are left out where folders and patterns hold them, such as the examples' masks.
 
     Raises:
         PackError: a pack was made for another model, or packs differ in what the config leaves to them.
@@ -114,9 +116,12 @@ def label(
         raise ValueError("examples: expected at least one example or prompt pack, got none; show what to find")
     prompt = predictor.prompt(sources)
     images = [images] if isinstance(images, (str, os.PathLike)) else images
-    inputs = find_images([os.fspath(each) for each in images], skip_folders=[out])
     corrections = out / CORRECTIONS if corrections is None else Path(corrections)
+    inputs = find_images(
+        [os.fspath(each) for each in images], skip=[Path(path) for path in skip], skip_folders=[out, corrections]
+    )
     corrected = open_corrections(corrections, inputs, prompt.names) if corrections.is_dir() else {}
+    check_classes(corrected, prompt.names, recorded_names(out))
     # With all names, a part of the examples joins packs by the same ids as all of them do.
     named = [replace(example, names=prompt.names) for example in prompt.examples]
     prompt = predictor.prompt([*prompt.packs, *named, *corrected.values()])
@@ -242,13 +247,22 @@ class _Job:
                 self.claims.release(image.file_name)
                 self.progress.advance()
             else:
+                self._begin(task)
                 yield task
+
+    def _begin(self, task: Task) -> None:
+        """Says that an image's mask is no longer what the manifest tells, before it is replaced."""
+        row = self.manifest.rows.get(task.image)
+        if task.finished is None and row is not None and row.done:
+            self.manifest.add(Row(task.image, "begun", task.recipe))
 
     def _run_ray(self, plan: Plan, labeller: Labeller) -> None:
         if not self.claims.take_all():
             raise JobStopped(f"{self.out}: another process is at work on it; wait for its end, or use the local engine")
         self.manifest.refresh()
         tasks = [task for _, task in plan.open_tasks(self.manifest.rows)]
+        for task in tasks:
+            self._begin(task)
         if tasks:
             run_ray(tasks, labeller, self.writer, self._take_in)
         self.claims.release_all()

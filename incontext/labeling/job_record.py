@@ -40,6 +40,15 @@ class JobRecord:
             draft.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def recorded_names(out: Path) -> dict[int, str]:
+    """Class id -> name, as of the last run; empty before the first."""
+    try:
+        record = json.loads((out / FILE).read_text(encoding="utf-8"))
+        return {int(id): str(name) for id, name in record["names"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
 def recorded_temperature(out: Path, recipe: Recipe) -> float | None:
     """The temperature that an earlier run fitted for the same recipe: what is resumed must not be fitted anew."""
     try:

@@ -33,7 +33,7 @@ class Row:
 
     Attributes:
         image: its path below the folder of images, with "/" between folders.
-        status: "done" or "failed".
+        status: "done", "failed", or "begun": a mask that stood is being replaced.
         recipe: what it was made with.
         sha256: of the image's file; None where it could not be read.
         bytes, modified: the file's size, and its time of change in nanoseconds; while both stay, the file need

@@ -81,7 +81,10 @@ class Plan:
         row = rows.get(image.file_name)
         if row is None or not row.done or row.recipe != self._recipe(image) or row.mask != self._mask(image):
             return None
-        return row if (self.out / row.mask).is_file() else None
+        try:
+            return row if os.stat(self.out / row.mask).st_size else None  # the power went
+        except OSError:
+            return None
 
     def open_tasks(self, rows: Mapping[str, Row]) -> Iterator[tuple[Input, Task]]:
         """The images that something is to be done with."""

@@ -109,12 +109,14 @@ def _part_script(out: Path, key: str, part: Sequence[Row], images: Mapping[str, 
 
 def _pictures(out: Path, row: Row, path: Path | None) -> list[str]:
     """Data URIs of a row's picture and of its mask; empty where there is none."""
-    try:
-        image = picture_uri(open_image(path)) if path is not None else ""
-    except (OSError, ValueError):  # an image that failed has no picture; its row says why
+    if not row.done:  # its row says why
         return ["", ""]
     try:
-        return [image, tint_uri(open_labels(out / row.mask)) if row.done and row.mask else ""]
+        image = picture_uri(open_image(path)) if path is not None else ""
+    except (OSError, ValueError):
+        return ["", ""]
+    try:
+        return [image, tint_uri(open_labels(out / row.mask)) if row.mask else ""]
     except (OSError, ValueError):
         return [image, ""]
 
