@@ -98,16 +98,25 @@ class Sample:
             detail: step at which the image is looked at, in patches; see `detail_of`.
         """
         labels = torch.from_numpy(np.ascontiguousarray(labels, np.int32)).to(device)
-        masks = torch.stack([labels == id for id in ids]).float()
-        shares = torch.cat([((labels >= 0).float() - masks.sum(0))[None], masks])
         features = pixel_features(image, detail * mean_side(patch), device)
-        shares = F.interpolate(shares[None], features.shape[1:], mode="bilinear", antialias=True)[0]
+
+        def share(mask: Tensor) -> Tensor:
+            return F.interpolate(mask[None, None].float(), features.shape[1:], mode="bilinear", antialias=True)[0, 0]
+
+        shares = [share(labels >= 0)]
+        held = torch.zeros(len(ids), device=device)
+        shown = torch.zeros(len(ids), dtype=torch.bool, device=device)
+        for k, id in enumerate(ids):  # one by one: masks of many ids at an image's own size need much memory
+            mask = labels == id
+            shares.append(share(mask))
+            held[k], shown[k] = _held(mask, patch), mask.any()
+        shares = torch.stack(shares)
+        shares[0] = (shares[0] - shares[1:].sum(0)).clamp_min(0)
         known = (shares.sum(0) > 0.5).flatten().nonzero()[:, 0]
         known = known[_spread(len(known), KEYS, device)]
         values = shares.flatten(1)[:, known].T
         values = values / values.sum(1, keepdim=True)
-        held = _held(masks, patch)
-        return cls(features.flatten(1)[:, known].T.contiguous(), values, held, masks.flatten(1).any(1))
+        return cls(features.flatten(1)[:, known].T.contiguous(), values, held, shown)
 
     def thinned(self, most: int) -> tuple[Tensor, Tensor]:
         """Features and values of at most so many of the pixels."""
@@ -360,10 +369,10 @@ def _crossed(keys: Tensor, values: Tensor, part: Tensor) -> Tensor:
     return (right & guessed).sum(1) / (right | guessed).sum(1).clamp_min(1)
 
 
-def _held(masks: Tensor, patch: tuple[float, float]) -> Tensor:
-    """(K,): the IoU of masks (K, H, W) with what is left of them on a grid of `GRAIN`."""
-    size = masks.shape[1:]
+def _held(mask: Tensor, patch: tuple[float, float]) -> Tensor:
+    """The IoU of a mask, bool (H, W), with what is left of it on a grid of `GRAIN`."""
+    size = mask.shape
     grid = [max(1, round(side / (GRAIN * step))) for side, step in zip(size, patch, strict=True)]
-    coarse = F.interpolate(F.interpolate(masks[None], grid, mode="area"), size, mode="bilinear")[0] > 0.5
-    masks = masks > 0.5
-    return (masks & coarse).flatten(1).sum(1) / (masks | coarse).flatten(1).sum(1).clamp_min(1)
+    coarse = F.interpolate(mask[None, None].float(), grid, mode="area")
+    coarse = F.interpolate(coarse, size, mode="bilinear")[0, 0] > 0.5
+    return (mask & coarse).sum() / (mask | coarse).sum().clamp_min(1)

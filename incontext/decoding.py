@@ -72,15 +72,16 @@ class Decoder:
         """Takes in one pass.
 
         Args:
-            views: paintings of the whole image, float (3, H, W) in 0..255 each. Their probabilities are
-                averaged, not their colours: halfway between red and blue lies a purple that may be a third
-                id.
+            views: paintings of the whole image, float (3, h, w) in 0..255 each, of any one size. Their
+                probabilities are averaged, not their colours: halfway between red and blue lies a purple that may be
+                a third id.
         """
-        part = self._parts[self._done]
+        part, size = self._parts[self._done], tuple(self._best.shape)
         if len(self._parts) == 1 and not self._open:
-            self._painting = torch.stack(list(views)).mean(0)
+            self._painting = resize_painting(torch.stack(list(views)).mean(0)[None], size)[0]
         if self.refinement is not None:
-            views = [resize_painting(view[None], self.refinement.working_size)[0] for view in views]
+            size = self.refinement.working_size
+        views = [resize_painting(view[None], size)[0] for view in views]
         self._open.append(views)
         if len(self._open) < len(part):
             return

@@ -214,7 +214,7 @@ class Painter:
             return _Condition()
         images, targets = canvases
         tokens = prompt.tokens(index, ensemble=manner.ensemble)
-        if not config.examples_attend_query:
+        if not config.examples_attend_query and isinstance(self.model, SegGPT):
             (cache,) = self._encode(images, targets, [tokens], manner, mirrored)
             return _Condition(cache=cache)
         if tokens is not None:

@@ -31,7 +31,7 @@ from incontext.prefetch import prefetch
 from incontext.prompt import ENSEMBLES, Prompt, Source, check_sources, resize_hints
 from incontext.refinement import Refinement
 from incontext.tiling import AUTO_SLACK, Layout, Tiling, auto_tile, thin_tile
-from incontext.types import Segmentation
+from incontext.types import Example, Segmentation
 
 _KEPT_PROMPTS = 4
 
@@ -223,8 +223,8 @@ class Predictor:
                 otherwise. Examples are cut to match, so a pixel must mean the same length in examples and
                 queries. "auto" tiles only where the examples' thinnest objects need it; see `auto_tile`. "thin"
                 does so where all of their objects are too thin to be seen in whole images, and nothing is known of
-                the image; at most `THIN_TILES` along a side. None never does. Packs know their own scale, which is
-                what all but a number means with them.
+                the image; at most `THIN_TILES` along a side of the largest example. None never does. Packs know
+                their own scale, which is what all but a number means with them.
             overlap: the least part of a tile that the next one repeats, 0 to 0.75.
             batch_size: how many tiles go through the model at once.
 
@@ -387,8 +387,10 @@ class Predictor:
         if isinstance(examples, Prompt):
             if set(ids) <= set(examples.ids):
                 return examples
-            examples = examples.sources
+            ids, examples = sorted({*examples.ids, *ids}), examples.sources
         examples = check_sources(examples)
+        shown = {id for each in examples if isinstance(each, Example) for id in each.ids}
+        ids = [id for id in ids if id not in shown]
         if not examples and not ids:
             raise ValueError("expected at least one example, or query_labels that show an id, got neither")
         key = (examples, tuple(ids))  # examples are equal only to themselves
@@ -446,7 +448,7 @@ class Predictor:
             if decoder is None:
                 refinement = self._refinement(query, prompt)
                 decoder = Decoder(query.layout.size, prompt.passes, views.device, temperature, refinement)
-            decoder.add([query.layout.join(view) for view in views])
+            decoder.add(views[:, 0] if query.layout.tile is None else [query.layout.join(view) for view in views])
         return decoder.finish(prompt.names, query.given)
 
     def _refinement(self, query: _Query, prompt: Prompt) -> Refinement | None:
@@ -475,4 +477,6 @@ def _check_hints(labels: np.ndarray) -> np.ndarray:
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.ndim != 2:
         got = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
         raise TypeError(f"query_labels: expected an integer array (H, W), got {got}")
+    if labels.max(initial=0) > np.iinfo(np.int32).max:
+        raise ValueError(f"query_labels: expected ids up to {np.iinfo(np.int32).max}, got {labels.max()}")
     return np.maximum(labels.astype(np.int64), -1).astype(np.int32)

@@ -7,7 +7,7 @@ ids, and those that hold nothing, on purpose.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +25,7 @@ from incontext.pack.prompt_pack import ENSEMBLES
 from incontext.pack.tokens import stack_tokens
 from incontext.palette import Palette
 from incontext.tiling import object_width, too_thin
-from incontext.types import Example
+from incontext.types import Example, ids_in
 
 __all__ = ["ENSEMBLES", "Prompt", "Source", "check_sources", "resize_hints"]
 
@@ -198,7 +198,7 @@ class Prompt:
         An example of other ids would be all black in this pass, and would speak for the background.
         """
         wanted = set(self.passes[index].ids)
-        return tuple(each for each in self.examples if not each.ids or wanted.intersection(each.ids))
+        return tuple(each for each in self.examples if each.is_background or wanted.intersection(each.ids))
 
     def shown_packs(self, index: int) -> tuple[PromptPack, ...]:
         """The packs that have an id in one pass."""
@@ -273,24 +273,36 @@ class Prompt:
 
     def _draw(self, index: int, size: tuple[int, int], tile: int | None) -> tuple[Tensor, Tensor] | None:
         """The examples alone: images and targets, each (n, 3, H, W); None if none is shown."""
-        palette = self.passes[index]
-        pairs: Sequence[tuple[np.ndarray, np.ndarray]] = [(each.image, each.labels) for each in self.shown(index)]
-        if not pairs:
+        palette, shown = self.passes[index], self.shown(index)
+        if not shown:
             return None
-        if tile is not None:
-            pairs = crop_examples(pairs, palette.ids, tile)
-        images = np.stack([resize_image(image, size) for image, _ in pairs])
-        labels = np.stack([resize_labels(mask, size) for _, mask in pairs])
-        lost = {id for _, mask in pairs for id in np.unique(mask).tolist()} & set(palette.ids) - set(
-            np.unique(labels).tolist()
-        )
-        if lost and any(palette is each for each in self.palettes):  # once for each id
-            _log.warning(
-                "ids %s are too thin to be seen in the examples at %d x %d pixels; tiles may show them",
-                sorted(lost),
-                *size,
-            )
+        if tile is None:
+            pairs = [self._resized(each, size) for each in shown]
+            ids = {id for each in shown for id in each.ids}
+        else:
+            pairs = crop_examples([(each.image, each.labels) for each in shown], palette.ids, tile)
+            ids = {id for _, mask in pairs for id in ids_in(mask)}
+            pairs = [(resize_image(image, size), resize_labels(mask, size)) for image, mask in pairs]
+        images, labels = (np.stack(each) for each in zip(*pairs, strict=True))
+        if any(palette is each for each in self.palettes):  # once for each id
+            if lost := ids.intersection(palette.ids).difference(ids_in(labels)):
+                _log.warning(
+                    "ids %s are too thin to be seen in the examples at %d x %d pixels; tiles may show them",
+                    sorted(lost),
+                    *size,
+                )
         return normalise(images), normalise(palette.paint(labels))
+
+    def _resized(self, example: Example, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """An example's image and labels at a size; every pass shows the same."""
+        if (example, size) not in self._small:
+            small = resize_image(example.image, size), resize_labels(example.labels, size)
+            self._small[example, size] = small
+        return self._small[example, size]
+
+    @cached_property
+    def _small(self) -> dict[tuple[Example, tuple[int, int]], tuple[np.ndarray, np.ndarray]]:
+        return {}
 
 
 def check_sources(sources: Source | Iterable[Source]) -> tuple[Source, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ _COUNTED = 1 << 16  # ids below this are counted in a table of all of them
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One picture with its mask: what the user shows.
+    """One picture with its mask: what the user shows. What is found in its arrays is kept, so they must not change.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -100,10 +101,15 @@ class Example:
             examples.append(cls(pixels, labels, names or {}))
         return examples
 
-    @property
+    @cached_property
     def ids(self) -> tuple[int, ...]:
         """The ids that occur in the labels, sorted."""
         return ids_in(self.labels)
+
+    @cached_property
+    def is_background(self) -> bool:
+        """Whether it shows background and nothing else, but for pixels of which nothing is known."""
+        return not self.ids and bool((self.labels == 0).any())
 
     @property
     def size(self) -> tuple[int, int]:

@@ -357,3 +357,33 @@ def test_a_varied_predictor_keeps_all_other_settings_and_the_model():
 
 def test_a_temperature_that_was_not_given_is_left_to_the_packs():
     assert predictor(tiny()).varied(kind="semantic").settings["temperature"] is None
+
+
+def test_an_example_of_which_nothing_is_known_says_nothing():
+    """It is no example of background, as one that is labelled so is."""
+    image, shown = photo((32, 32)), example([1])
+    unknown, empty = (Example(photo((32, 32)), np.full((32, 32), value, np.int32)) for value in (IGNORE, 0))
+    prompts = {name: Prompt.build([shown, each], 1) for name, each in (("unknown", unknown), ("empty", empty))}
+    assert {name: len(prompt.shown(0)) for name, prompt in prompts.items()} == {"unknown": 1, "empty": 2}
+    same(predictor(tiny()).predict(image, [shown, unknown]), predictor(tiny()).predict(image, [shown]))
+
+
+def test_what_is_known_of_shown_ids_needs_no_other_prompt():
+    one, shown = predictor(tiny()), [example([1, 2])]
+    image = scene(blocks([1, 2]))
+    plain = one._prepare(shown)
+    assert one._prepare(shown, [2]) is plain and one._prepare(shown, [2, 3]).ids == (1, 2, 3)
+    more = one.prompt(shown, ids=[7])
+    assert one._prepare(more, [9]).ids == (1, 2, 7, 9)
+    known = np.full(image.shape[:2], IGNORE, np.int64)
+    known[0, 0] = 2**32 + 1
+    with pytest.raises(ValueError, match="query_labels: expected ids up to 2147483647, got 4294967297"):
+        one.predict(image, shown, query_labels=known)
+
+
+def test_examples_are_resized_once_for_all_passes(monkeypatch):
+    calls = []
+    monkeypatch.setattr("incontext.prompt.resize_image", lambda *args: calls.append(1) or resize_image(*args))
+    one = predictor(ids_per_pass=1)
+    one.predict(photo(), [example([1, 2, 3]), example([1, 2, 3], seed=2)])
+    assert len(one.prompt([example([1, 2, 3])]).passes) == 3 and len(calls) == 2
