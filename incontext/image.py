@@ -71,18 +71,20 @@ def open_image(source: Any) -> np.ndarray:
     """
     pixels, _ = decode(source)
     if isinstance(pixels, Image.Image):
-        if pixels.mode == "P" or pixels.mode in _ALPHA_MODES or "transparency" in pixels.info:
+        deep = pixels.mode in _DEEP_MODES
+        if pixels.mode in ("P", *_ALPHA_MODES) or "transparency" in pixels.info and not deep:
             pixels = pixels.convert("RGBA")
-        elif pixels.mode not in _DEEP_MODES and pixels.mode not in ("L", "1"):
+        elif not deep and pixels.mode not in ("L", "1"):
             pixels = pixels.convert("RGB")
         pixels = np.asarray(pixels)
-    pixels = _to_bytes(pixels, describe(source))
+    name = describe(source)
     if pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, axis=2)
+        return np.repeat(_to_bytes(pixels, name)[..., None], 3, axis=2)
+    colours = _to_bytes(pixels[..., :3], name)
     if pixels.shape[2] == 4:
-        alpha = pixels[..., 3:].astype(np.uint16)
-        pixels = (pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
-    return np.ascontiguousarray(pixels.astype(np.uint8))
+        alpha = _to_bytes(pixels[..., 3:], name).astype(np.uint16)  # its depth is its own
+        colours = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+    return np.ascontiguousarray(colours.astype(np.uint8))
 
 
 def open_labels(source: Any, colours: Mapping[int, Sequence[int]] | None = None) -> np.ndarray:

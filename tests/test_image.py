@@ -255,3 +255,21 @@ def test_normalise_there_and_back(lead):
 def test_denormalise_clips():
     assert denormalise(torch.full((3, 1, 1), 99.0)).max() == 255
     assert denormalise(torch.full((3, 1, 1), -99.0)).min() == 0
+
+
+def test_deep_grey_with_a_transparent_value_keeps_its_depth(tmp_path):
+    """A PNG may name one grey value as transparent (tRNS)."""
+    pixels = np.array([[300, 1500, 3000]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    data = (tmp_path / "plain.png").read_bytes()
+    chunk = b"tRNS" + struct.pack(">H", 7)
+    chunk = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    at = data.index(b"IDAT") - 4
+    (tmp_path / "named.png").write_bytes(data[:at] + chunk + data[at:])
+    np.testing.assert_array_equal(open_image(tmp_path / "named.png"), open_image(tmp_path / "plain.png"))
+
+
+def test_a_deep_arrays_alpha_has_its_own_depth():
+    deep = np.full((2, 2, 4), 2000, np.uint16)  # 12 bits of 16
+    deep[..., 3] = 0xFFFF
+    np.testing.assert_array_equal(open_image(deep), open_image(np.full((2, 2, 3), 2000, np.uint16)))
