@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,46 @@ def test_another_job_does_not_write_into_a_folder(model, clip, tmp_path):
         main(frames, "--mask", masks / "0.png", "-o", tmp_path / "mine")
 
 
+def test_another_model_of_the_same_name_is_another_job(clip, tmp_path, monkeypatch):
+    frames, masks, _ = clip
+    job = [frames, "--mask", masks / "0.png", "-o", tmp_path / "out", "--formats", "", "--end", 2]
+    for seed in (0, 1):
+        random = random_model(TINY_CACHED, seed=seed)
+        monkeypatch.setattr("incontext.model.zoo.load_model", lambda name="default", model=random, **_: model)
+        if seed == 0:
+            assert main(*job) == 0
+    with pytest.raises(ValueError, match="holds another job, with other weights"):
+        main(*job)
+    head = json.loads((tmp_path / "out" / "track.json").read_text())
+    del head["job"]["weights"]  # as records were once
+    (tmp_path / "out" / "track.json").write_text(json.dumps(head))
+    assert main(*job) == 0
+
+
+@pytest.mark.parametrize("damage", ["mask gone", "mask cut off", "line of zeros"])
+def test_what_is_damaged_and_all_that_came_after_is_done_again(clip, tmp_path, monkeypatch, damage):
+    frames, masks, _ = clip
+    random = random_model(TINY_CACHED)
+    monkeypatch.setattr("incontext.model.zoo.load_model", lambda name="default", **_: random)
+    out = tmp_path / "out"
+    job = [frames, "--mask", masks / "0.png", "-o", out, "--formats", "table"]
+    assert main(*job) == 0
+    files = [*(out / "masks").iterdir(), out / "frames.jsonl", out / "track.json", out / "tracks.csv"]
+    before = {path: path.read_bytes() for path in files}
+    if damage == "mask gone":
+        (out / "masks" / "00006.png").unlink()
+    elif damage == "mask cut off":
+        (out / "masks" / "00006.png").write_bytes(before[out / "masks" / "00006.png"][:50])
+    else:
+        lines = before[out / "frames.jsonl"].splitlines(keepends=True)
+        (out / "frames.jsonl").write_bytes(b"".join(lines[:6]) + bytes(200) + b"\n" + b"".join(lines[7:]))
+    again, step = [], Tracker.step
+    monkeypatch.setattr(Tracker, "step", lambda *args, **options: again.append(options) or step(*args, **options))
+    assert main(*job) == 0
+    assert [each["index"] for each in again] == [6, 7, 8, 9]
+    assert {path: path.read_bytes() for path in files} == before
+
+
 def test_a_job_that_never_began_is_in_no_ones_way(model, clip, tmp_path, monkeypatch):
     """Whoever mends the arguments of a job that failed at once gives the same folder again."""
     frames, masks, _ = clip
@@ -198,6 +239,54 @@ def test_a_bad_frame_is_reported_and_the_rest_is_tracked(model, clip, tmp_path, 
     assert (open_labels(tmp_path / "out" / "masks" / "00009.png") == truths[9]).mean() > 0.93
     annotation = json.loads((tmp_path / "out" / "tracks.json").read_text())["annotations"][0]
     assert [k for k, each in enumerate(annotation["segmentations"]) if each is None] == [3, 6]
+
+
+def test_frames_that_cannot_be_read_at_all_are_reported(model, clip, tmp_path, capsys):
+    frames, masks, _ = clip
+    shown = ["--example", frames / "00004.png", masks / "4.png"]
+    for k in (6, 7):
+        (frames / f"{k:05d}.png").write_bytes(b"\x89PNG no more")
+    assert main(frames, *shown, "-o", tmp_path / "out", "--start", 6, "--end", 8) == 1
+    stdout, stderr = capsys.readouterr()
+    assert "0 of 2 frames tracked, 2 failed" in stdout and stderr.count("failed: ") == 2
+    assert len(json.loads((tmp_path / "out" / "track.json").read_text())["failed"]) == 2
+    assert not list((tmp_path / "out").rglob("*overlay*"))
+
+
+def test_a_colour_means_one_id_in_masks_and_examples(model, clip, tmp_path):
+    frames, _, truths = clip
+    colours = np.uint8([[0, 0, 0], [255, 0, 0], [0, 255, 0]])
+    write_image(tmp_path / "first.png", colours[truths[0]])
+    write_image(tmp_path / "other.png", colours[np.where(truths[4] == 2, 2, 0)])  # green alone
+    shown = ["--mask", tmp_path / "first.png", "--example", frames / "00004.png", tmp_path / "other.png"]
+    seen, init = [], Tracker.__init__
+
+    def note(tracker, predictor, **options):
+        seen.extend(each.ids for each in options["examples"])
+        init(tracker, predictor, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "__init__", note)
+        assert main(frames, *shown, "-o", tmp_path / "out", "--formats", "") == 0
+    assert seen == [(2,)]
+    assert (open_labels(tmp_path / "out" / "masks" / "00000.png") == truths[0]).all()
+
+
+def test_names_that_are_no_utf8_stop_nothing(model, tmp_path, capsys):
+    pictures, truths = moving(3)
+    try:
+        folder = tmp_path / os.fsdecode(b"caf\xe9")
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this disk has UTF-8 names only")
+    for k, picture in enumerate(pictures):
+        write_image(folder / os.fsdecode(b"\xe9%d.png" % k), picture)
+    write_indexed(tmp_path / "first.png", truths[0])
+    job = [folder, "--mask", tmp_path / "first.png", "-o", folder / "out"]
+    assert main(*job) == 0
+    capsys.readouterr().out.encode()
+    assert main(*job) == 0  # nor is it another job now
+    assert json.loads((folder / "out" / "track.json").read_text())["job"]["video"]["name"] == str(folder)
 
 
 def test_wrong_arguments_are_named_before_the_model_is_loaded(monkeypatch, clip, tmp_path):

@@ -85,6 +85,21 @@ def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path):
     assert [number_of(frame) for frame in frames] == list(range(12))
 
 
+def test_numbers_that_do_not_count_are_letters(tmp_path):
+    for name in ("5²6", "5²10", "4"):
+        Image.fromarray(numbered(0)).save(tmp_path / f"{name}.png")
+    frames = read_frames(tmp_path)
+    assert [frames.label(k) for k in range(3)] == ["4", "5²6", "5²10"]
+
+
+@pytest.mark.parametrize("other", ["0.png", "0.JPEG"])
+def test_frames_whose_masks_would_have_one_name_are_refused(tmp_path, other):
+    for name in ("0.jpg", other, "1.jpg"):
+        Image.fromarray(numbered(0)).save(tmp_path / name)
+    with pytest.raises(VideoError, match=r"names differ before the suffix.*got 0\.(jpg and 0\.png|JPEG and 0\.jpg)"):
+        read_frames(tmp_path)
+
+
 def test_a_bad_picture_costs_itself_alone(tmp_path):
     for k in range(5):
         Image.fromarray(numbered(k, (24, 32) if k == 3 else SIZE)).save(tmp_path / f"{k}.png")
@@ -117,6 +132,21 @@ def test_a_file_that_was_cut_off_gives_what_it_has(tmp_path):
     assert 5 < len(frames) < COUNT
     got = [frame for _, frame in frames.stream(range(len(frames)))]
     assert [number_of(frame) for frame in got[:-1]] == list(range(len(frames) - 1))
+
+
+@pytest.mark.parametrize(
+    "second", [{"options": B_FRAMES}, {"options": {"bf": "0"}, "times": [0, *range(2, 38, 4)]}], ids=["same", "between"]
+)
+def test_videos_put_together_end_to_end_keep_all_frames(tmp_path, second):
+    """In the second half times start again: the same ones, or others in between."""
+    parts = []
+    for half, how in enumerate(({"options": B_FRAMES}, second)):
+        clip = write_clip(tmp_path / f"{half}.ts", [numbered(k + 10 * half) for k in range(10)], **how)
+        parts.append(clip.read_bytes())
+    (tmp_path / "both.ts").write_bytes(b"".join(parts))
+    frames = read_frames(tmp_path / "both.ts")
+    assert [number_of(frame) for frame in frames] == list(range(20))
+    assert [number_of(frames[k]) for k in (15, 3, 12)] == [15, 3, 12] and frames.time(19) > frames.time(18)
 
 
 def test_what_is_no_video_is_named(tmp_path):

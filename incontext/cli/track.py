@@ -18,10 +18,11 @@ from incontext.cli.model_options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
+    from incontext.colour_masks import Rgb
     from incontext.predictor import Predictor
     from incontext.types import Example
     from incontext.video.frames import Frames
@@ -99,14 +100,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if arguments, the video, masks, examples or the model are wrong, or files would be lost.
     """
+    from incontext.image import find_colours
     from incontext.video.frames import read_frames
     from incontext.video.writers import check_formats
 
     formats = check_formats(word_list(args.formats))
     frames = read_frames(args.video, reader=args.reader)
     chosen = _choose(args, len(frames))
-    masks = _open_masks(args.mask, chosen, frames)
-    examples = _open_examples(args)
+    files, pairs = _mask_files(args.mask, chosen), [tuple(map(Path, pair)) for pair in args.example]
+    colours = find_colours([*files.values(), *(mask for _, mask in pairs)])  # one means one id in all of them
+    masks = _open_masks(files, colours, frames)
+    examples = _open_examples(pairs, colours, args.examples)
     if not (masks or examples or args.pack):
         raise ValueError("expected --mask, --example, --examples or --pack, got none; paint the first frame")
     predictor = open_predictor(args, refine=args.refine, precision=args.precision)
@@ -144,6 +148,7 @@ def _track(
         formats=formats,
         settings={
             "model": args.model,
+            "weights": predictor.fingerprint[:16],
             "memory": args.memory,
             "policy": args.policy,
             "flip": args.flip,
@@ -199,10 +204,8 @@ def _choose(args: argparse.Namespace, count: int) -> range:
     return chosen
 
 
-def _open_masks(arguments: list[str], chosen: range, frames: Frames) -> dict[int, np.ndarray]:
-    """Frame number -> labels of the frames' size. One colour means one id in all of them."""
-    from incontext.image import find_colours, open_labels
-
+def _mask_files(arguments: list[str], chosen: range) -> dict[int, Path]:
+    """Frame number -> its mask's file."""
     files: dict[int, Path] = {}
     for argument in arguments:
         number, _, file = argument.partition("=")
@@ -211,7 +214,13 @@ def _open_masks(arguments: list[str], chosen: range, frames: Frames) -> dict[int
         if index in files:
             raise ValueError(f"--mask: expected one mask for each frame, got two for frame {index}; give FRAME=FILE")
         files[index] = Path(file if is_numbered else argument).expanduser()
-    colours = find_colours(files.values())
+    return files
+
+
+def _open_masks(files: Mapping[int, Path], colours: Mapping[int, Rgb], frames: Frames) -> dict[int, np.ndarray]:
+    """Frame number -> labels of the frames' size."""
+    from incontext.image import open_labels
+
     masks = {index: open_labels(path, colours=colours) for index, path in files.items()}
     height, width = frames.size
     for index, mask in masks.items():
@@ -223,14 +232,14 @@ def _open_masks(arguments: list[str], chosen: range, frames: Frames) -> dict[int
     return masks
 
 
-def _open_examples(args: argparse.Namespace) -> list[Example]:
+def _open_examples(pairs: Sequence[tuple[Path, Path]], colours: Mapping[int, Rgb], source: str | None) -> list[Example]:
     from incontext.types import Example
 
-    examples = Example.open_many([tuple(map(Path, pair)) for pair in args.example]) if args.example else []
-    if args.examples:
+    examples = Example.open_many(pairs, colours=colours)
+    if source:
         from incontext.labeling.example_sources import open_examples
 
-        examples += open_examples(args.examples).examples
+        examples += open_examples(source).examples
     return examples
 
 
@@ -246,9 +255,10 @@ def _digest(*arrays: np.ndarray) -> str:
 
 
 def _summary(job: Any, output: Path, total: int) -> str:
-    """A few lines for the user."""
+    """A few lines for the user. A folder's name that is no UTF-8 can be printed, too."""
+    folder = str(output).encode(errors="backslashreplace").decode()
     failed = f", {len(job.failed)} failed" if job.failed else ""
-    lines = [f"{len(job.journal.rows) - len(job.failed)} of {total} frames tracked{failed}; results are in {output}"]
+    lines = [f"{len(job.journal.rows) - len(job.failed)} of {total} frames tracked{failed}; results are in {folder}"]
     looks = [f"{doubt.frame} (id {doubt.id} {doubt.reason})" for doubt in job.doubts[:_LOOKS_SHOWN]]
     if looks:
         lines.append(f"look at frames {', '.join(looks)}; all of them are in track.json")

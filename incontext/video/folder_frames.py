@@ -27,7 +27,7 @@ class FolderFrames(Frames):
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-            VideoError: there is no picture, or none can be read.
+            VideoError: there is no picture, none can be read, or the results of two would have one name.
         """
         self.name, self.rate = str(folder), RATE
         found = (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
@@ -36,6 +36,14 @@ class FolderFrames(Frames):
             raise VideoError(
                 f"{folder}: expected a folder of frames ({', '.join(sorted(_SUFFIXES))}), found none in it"
             )
+        stems: dict[str, Path] = {}  # in small letters, which many disks take for the same
+        for path in self.paths:
+            other = stems.setdefault(path.stem.casefold(), path)
+            if other != path:
+                raise VideoError(
+                    f"{folder}: expected frames whose names differ before the suffix, as their masks' do, got "
+                    f"{other.name} and {path.name}; rename one, or move it out if it is no frame"
+                )
         self.size = (0, 0)
         for index in range(len(self)):
             try:
@@ -69,4 +77,4 @@ class FolderFrames(Frames):
 
 def _order(path: Path) -> list[tuple[bool, int, str]]:
     parts = re.split(r"(\d+)", path.name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

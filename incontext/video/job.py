@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from incontext.export import write_indexed
-from incontext.image import open_labels
+from incontext.image import ImageError, open_labels
 from incontext.types import Segmentation
 from incontext.video.doubts import Doubt, Watch
 from incontext.video.frames import FrameError, Frames
@@ -82,7 +82,7 @@ class TrackJob:
         anchor = chosen.index(min(masks)) if masks else 0
         self._legs = (chosen[anchor:], chosen[:anchor][::-1])
         video = {"name": frames.name, "frames": len(frames), "size": list(frames.size)}
-        self.journal = Journal(folder, {"video": video, "tracked": _range_text(chosen), **settings})
+        self.journal = Journal(folder, {"video": video, "tracked": _range_text(chosen), **settings}, self._is_whole)
 
     @property
     def failed(self) -> list[Row]:
@@ -150,6 +150,13 @@ class TrackJob:
         if result is not None:
             write_indexed(self._mask_file(row.frame), result.labels)
         self.journal.add(row)
+
+    def _is_whole(self, row: Row) -> bool:
+        """Whether a frame has its mask, if it is to have one; a power cut may damage what was written last."""
+        try:
+            return row.error is not None or open_labels(self._mask_file(row.frame)).shape == self._frames.size
+        except (ImageError, OSError):
+            return False
 
     def _mask_file(self, index: int) -> Path:
         return self._folder / "masks" / f"{self._frames.label(index)}.png"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,13 @@ class Journal:
         rows: of all frames that are done, in the order of the work.
     """
 
-    def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, job: Mapping[str, Any], is_whole: Callable[[Row], bool]) -> None:
         """Starts a job, or goes on with one.
 
         Args:
             folder: where the job writes.
             job: all that decides its results, as JSON can hold it.
+            is_whole: whether the result of a row is still there. From the first that is not, nothing counts as done.
 
         Raises:
             ValueError: the folder holds another job.
@@ -62,20 +64,21 @@ class Journal:
             self.write_head({})  # nothing came of it, so that it may have been set up wrongly
         elif started:
             before = json.loads(head.read_text(encoding="utf-8")).get("job", {})
+            before = {"weights": self._job.get("weights"), **before}  # older records do not tell them
             differ = sorted(key for key in {*before, *self._job} if before.get(key) != self._job.get(key))
             if differ:
                 key, was, given = differ[0], before.get(differ[0]), self._job.get(differ[0])
-                plain = not isinstance(given, (dict, list))  # digests tell people nothing
+                plain = key != "weights" and not isinstance(given, (dict, list))  # digests tell people nothing
                 told = f": its {key} is {was!r}, not {given!r}" if plain else f", with other {key}"
                 raise ValueError(f"{folder} holds another job{told}; choose another folder with -o, or delete that one")
-            self.rows = self._read()
+            self.rows = list(takewhile(is_whole, self._read()))
         elif self._path.exists() or (folder / "masks").exists():
             raise ValueError(
                 f"{folder} holds masks, but no track.json of an earlier run; choose another folder with -o"
             )
         else:
             self.write_head({})
-        with replacing(self._path) as draft:  # without the torn line that a kill may have left
+        with replacing(self._path) as draft:  # without what is damaged
             draft.write_text("".join(_line(row) for row in self.rows), encoding="utf-8")
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the job
 
@@ -83,7 +86,8 @@ class Journal:
         """Writes `track.json`: the job, and what has come out of it so far."""
         with replacing(self._path.with_name("track.json")) as draft:
             text = json.dumps({"job": self._job, **summary}, indent=2, ensure_ascii=False)
-            draft.write_text(text + "\n", encoding="utf-8")
+            # File names that are no UTF-8 become JSON's own escapes.
+            draft.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     def add(self, row: Row) -> None:
         """Notes that a frame is done. Its mask is written before."""
@@ -99,12 +103,14 @@ class Journal:
             self._file.close()
 
     def _read(self) -> list[Row]:
+        """The rows before the first that is damaged or cut off, as the last ones may be after a power cut."""
         rows = []
         if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if not line.endswith("\n"):
+            for line in self._path.read_bytes().splitlines(keepends=True):
+                try:
+                    rows.append(_row(json.loads(line)))
+                except (ValueError, KeyError, TypeError, AttributeError):
                     break
-                rows.append(_row(json.loads(line)))
         return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 
 import av
@@ -23,7 +23,7 @@ _QUALITY = {"crf": "20", "preset": "veryfast"}
 
 @contextmanager
 def overlay_video(path: str | os.PathLike, video: TrackedVideo) -> Iterator[Callable[[TrackedFrame], None]]:
-    """Writes H.264, whole or not at all. Frames are shown at the times at which the video shows them.
+    """Writes H.264, whole or not at all; without frames, nothing. Frames are shown when the video shows them.
 
     Args:
         path: the file, ending in .mp4 or .mkv.
@@ -32,15 +32,14 @@ def overlay_video(path: str | os.PathLike, video: TrackedVideo) -> Iterator[Call
     Yields:
         A function that takes the frames, in order.
     """
-    with replacing(path) as draft, av.open(str(draft), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(video.rate).limit_denominator(1001), options=_QUALITY)
-        stream.height, stream.width = (side + side % 2 for side in video.size)  # H.264 halves the colours
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = _UNIT
-        last = -1
+    container, stream, last = None, None, -1
+    with ExitStack() as opened:
 
         def write(frame: TrackedFrame) -> None:
-            nonlocal last
+            nonlocal container, stream, last
+            if container is None:  # a file without frames would be none
+                container = opened.enter_context(av.open(str(opened.enter_context(replacing(path))), "w"))
+                stream = _add_stream(container, video)
             drawn = draw_objects(frame, video)
             drawn = np.pad(
                 drawn, [(0, stream.height - drawn.shape[0]), (0, stream.width - drawn.shape[1]), (0, 0)], "edge"
@@ -51,7 +50,17 @@ def overlay_video(path: str | os.PathLike, video: TrackedVideo) -> Iterator[Call
             container.mux(stream.encode(picture))
 
         yield write
-        container.mux(stream.encode())
+        if container is not None:
+            container.mux(stream.encode())
+
+
+def _add_stream(container: av.container.OutputContainer, video: TrackedVideo) -> av.VideoStream:
+    rate = Fraction(video.rate).limit_denominator(1001)
+    stream = container.add_stream("libx264", rate=rate, options=_QUALITY)
+    stream.height, stream.width = (side + side % 2 for side in video.size)  # H.264 halves the colours
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.time_base = _UNIT
+    return stream
 
 
 def draw_objects(frame: TrackedFrame, video: TrackedVideo) -> np.ndarray:

@@ -19,7 +19,8 @@ class PyavFrames(Frames):
     """A video file. Frames are numbered in the order in which they are shown, whatever the order in the file.
 
     The file is gone through once when it is opened, without decoding, for the time of every frame. Frame i is the frame
-    of the i-th time: one that cannot be decoded leaves its number empty, and moves no other.
+    of the i-th time: one that cannot be decoded leaves its number empty, and moves no other. Where frames have no
+    times, or times start again, as in files that were put together end to end, frames are counted as they come.
 
     Attributes:
         path: the file.
@@ -79,18 +80,20 @@ class PyavFrames(Frames):
 
     def _scan(self) -> tuple[list[int], list[int], float]:
         """Times of all frames, and of those that decoding can start from, ascending; and what they count in."""
-        stamps, keys, unstamped = set(), set(), 0
+        stamps, keys, last = set(), set(), None
+        self._counted = False
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size and not packet.is_discard:
-                    unstamped += packet.pts is None
+                    restarts = None not in (last, packet.dts) and packet.dts < last
+                    self._counted |= packet.pts is None or packet.pts in stamps or restarts
+                    last = packet.dts
                     stamps.add(packet.pts)
                     if packet.is_keyframe:
                         keys.add(packet.pts)
         except _BROKEN:
             pass  # a file that ends early: what is before the end counts
-        self._counted = bool(unstamped)
-        if self._counted:  # raw streams have no times: frames are counted as they come
+        if self._counted:
             total = sum(1 for _ in self._restart())
             return list(range(total)), [0], 1 / float(self._stream.average_rate or 25)
         return sorted(stamps), sorted(keys) or [min(stamps, default=0)], self._stream.time_base

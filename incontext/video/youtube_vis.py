@@ -53,7 +53,8 @@ def youtube_vis(path: str | os.PathLike, video: TrackedVideo) -> Iterator[Callab
             ],
             "categories": [{"id": number, "name": name} for number, name in sorted(set(classes.values()))],
         }
-        with open(draft, "w", encoding="utf-8") as file:
+        # File names that are no UTF-8 become JSON's own escapes.
+        with open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "annotations": [')
             for number, id in enumerate(sorted(ids)):
                 annotation = _annotation(spool, id, video, classes[id][0])
