@@ -25,7 +25,9 @@ class Click:
 
 
 def paint_clicks(clicks: Sequence[Click], size: tuple[int, int], radii: tuple[float, float]) -> np.ndarray:
-    """Clicks as known labels: int32 (H, W), `IGNORE` elsewhere. Later clicks lie over earlier ones.
+    """Clicks as known labels: int32 (H, W), `IGNORE` elsewhere.
+
+    Where several clicks reach, the nearest counts; at the same distance, the later one.
 
     Args:
         clicks: in order.
@@ -39,6 +41,7 @@ def paint_clicks(clicks: Sequence[Click], size: tuple[int, int], radii: tuple[fl
     if not clicks:
         raise ValueError("clicks: expected at least one, got none")
     known = np.full(size, IGNORE, np.int32)
+    nearest = np.ones(size)  # distances to the clicks that are known there, in radii; none reaches farther than 1
     rows, columns = np.indices(size, sparse=True)
     for click in clicks:
         if not (0 <= click.y < size[0] and 0 <= click.x < size[1]):
@@ -46,8 +49,8 @@ def paint_clicks(clicks: Sequence[Click], size: tuple[int, int], radii: tuple[fl
         if click.id < 0:
             raise ValueError(f"clicks: expected ids from 0 ('not this') on, got {click.id}")
         away = ((rows - click.y) / radii[0]) ** 2 + ((columns - click.x) / radii[1]) ** 2
-        known[away <= 1] = click.id
-        known[click.y, click.x] = click.id
+        reached = away <= nearest
+        known[reached], nearest[reached] = click.id, away[reached]
     return known
 
 

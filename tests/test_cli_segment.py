@@ -1,6 +1,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_models import ColourMatcher, blocks, scene
+from packs import cached_model, small_pack
 from PIL import Image
 
 from incontext.cli import segment
@@ -235,6 +237,53 @@ def test_what_is_clicked_on_becomes_an_example(tmp_path, model, capsys):
     with pytest.raises(SystemExit):
         main(query, *points, "--click", tmp_path / "b" / "halves.png", "5,5", "-o", tmp_path / "other")
     assert "different names" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_clicks_on_nothing_correct_what_is_shown(tmp_path, model):
+    """Two red squares in one picture: the example means both, a click says that the right one is not meant."""
+    model.config = dataclasses.replace(model.config, refine=True)
+    picture = np.full((32, 64, 3), 40, np.uint8)
+    picture[8:24, 8:24] = picture[8:24, 40:56] = (220, 60, 60)
+    labels = np.zeros((32, 64), np.uint8)
+    labels[8:24, 8:24] = labels[8:24, 40:56] = 2
+    image, mask = save(tmp_path / "e.png", picture), save(tmp_path / "e_mask.png", labels)
+    clicked, out = save(tmp_path / "c.png", picture), tmp_path / "out"
+    shown, points = ["--example", image, mask, "--names", "2=red"], ["--click", clicked, "48,16,0"]
+    assert main(image, *points, *shown, "-o", out) == 0
+    found = open_labels(out / "clicked" / "c.png")
+    assert (found[8:24, 8:24] == 2).all() and found[16, 48] == 0
+    report = json.loads((out / "results.json").read_text())
+    assert report["examples"][1]["ids"] == [2] and report["names"] == {"2": "red"}
+    first = ["--click", image, "16,16,3", "2,2,0"]  # what another click shows counts too, in any order
+    assert main(image, *points, *first, "-o", tmp_path / "clicks") == 0
+    assert open_labels(tmp_path / "clicks" / "clicked" / "c.png")[16, 16] == 3
+    with pytest.raises(ValueError, match="--example, --click or --pack of an object"):
+        main(image, *points, "-o", tmp_path / "nothing")
+
+
+def test_what_clicks_correct_keeps_the_id_of_its_pack(tmp_path, monkeypatch):
+    model = cached_model()
+    monkeypatch.setattr("incontext.model.zoo.load_model", lambda name="default", **_: model)
+    small_pack(model, ["leaf", "stem"], "plants").save(tmp_path / "plants.safetensors")
+    image = save(tmp_path / "q.png", scene(blocks([1, 2])))
+    for point in ("5,5,0", "5,5,2"):
+        out = tmp_path / point
+        assert main(image, "--pack", tmp_path / "plants.safetensors", "--click", image, point, "-o", out) == 0
+        assert json.loads((out / "results.json").read_text())["names"] == {"1": "leaf", "2": "stem"}
+
+
+def test_names_that_are_no_utf8_stop_nothing(tmp_path, model, shown, capsys):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    try:
+        odd.write_bytes(shown[1].read_bytes())
+    except OSError:
+        pytest.skip("this disk has UTF-8 names only")
+    image, out = save(tmp_path / "ü.png", scene(blocks([1, 2]))), tmp_path / os.fsdecode(b"\xe9")
+    assert main(image, "--example", odd, shown[2], "-o", out) == 0
+    assert "1 of 1 images segmented" in capsys.readouterr().out.encode().decode()
+    text = (out / "results.json").read_text(encoding="utf-8")
+    assert json.loads(text)["examples"][0]["image"] == str(odd) and "ü.png" in text
+    assert (out / "sheet.png").exists()
 
 
 def test_wrong_values_leave_nothing_behind(tmp_path, model, shown):

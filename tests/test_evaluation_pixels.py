@@ -61,6 +61,13 @@ def test_later_clicks_lie_over_earlier_ones_and_never_vanish():
     assert known[5, 5] == 1 and known[5, 6] == 0 and (known == IGNORE).sum() == 98
 
 
+def test_where_clicks_overlap_the_nearest_counts():
+    known = paint_clicks([Click(4, 5), Click(7, 5, 2), Click(10, 5, 0)], (11, 15), (4, 4))
+    assert known[5].tolist() == [1, 1, 1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0]
+    again = paint_clicks([Click(4, 5), Click(4, 5, 2)], (11, 15), (4, 4))
+    assert set(again[again != IGNORE].tolist()) == {2}
+
+
 @pytest.mark.parametrize("wrong", [Click(10, 0), Click(0, -1), Click(3, 3, -1)])
 def test_clicks_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match="clicks: expected"):

@@ -103,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
     from incontext.labeling.inputs import find_images
     from incontext.types import Example
 
-    if not args.example and not args.click and not args.pack:
-        raise ValueError("expected --example, --click or --pack, got none of them; show what to find")
+    if not (args.example or args.pack or any(map(_means_something, args.click.values()))):
+        raise ValueError("expected --example, --click or --pack of an object, got none of them; show what to find")
     given = [Path(path).expanduser() for pair in args.example for path in pair]
     masks, overlays, clicked = (args.output / name for name in ("masks", "overlays", "clicked"))
     made = [args.output / REPORT, args.output / "sheet.png", *(clicked / f"{path.stem}.png" for path in args.click)]
@@ -120,8 +120,10 @@ def run(args: argparse.Namespace) -> int:
     packs = [open_pack(each) for each in args.pack]
     predictor = open_predictor(args, one_by_one=args.one_by_one, refine=args.refine, precision=args.precision)
     shown = [_Shown(example, *pair) for example, pair in zip(examples, pairs, strict=True)]
-    for path, clicks in args.click.items():
-        example = _touch(predictor, path, clicks, [*packs, *examples], args.names)
+    # Images with clicks of id 0 alone come last: these correct what all others show.
+    for path, clicks in sorted(args.click.items(), key=lambda item: not _means_something(item[1])):
+        sources = examples if _means_something(clicks) else [each.example for each in shown]
+        example = _touch(predictor, path, clicks, [*packs, *sources], args.names)
         shown.append(_Shown(example, path, clicked / f"{path.stem}.png", clicks))
     prompt = predictor.prompt([*packs, *(each.example for each in shown)])
     args.tile = settle_tiles(predictor, prompt, args.tile)
@@ -166,20 +168,27 @@ class _ClickedImage(argparse.Action):
         setattr(namespace, self.dest, collected)
 
 
+def _means_something(clicks: Sequence[Click]) -> bool:
+    """Whether any click lies on an object."""
+    return any(each.id for each in clicks)
+
+
 def _touch(
     predictor: Any, path: Path, clicks: Sequence[Click], sources: Sequence[Any], names: dict[int, str]
 ) -> Example:
-    """An example of what lies under clicks. Beside other examples or packs of the same ids, clicks correct these."""
+    """An example of what lies under clicks. Beside other examples or packs of the same ids, clicks correct these; those
+    of id 0 alone correct all."""
     from incontext.image import open_image
     from incontext.types import Example
 
-    image, ids = open_image(path), {each.id for each in clicks}
-    told = [each for each in sources if ids.intersection(each.ids)]
+    image, ids = open_image(path), {each.id for each in clicks if each.id}
+    told = [each for each in sources if not ids or ids.intersection(each.ids)]
     try:
-        labels = predictor.click(image, clicks, told).labels
+        found = predictor.click(image, clicks, told)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Example(image, labels, {id: name for id, name in names.items() if id in ids})
+    named = {**found.names, **names}  # by which packs find the ids again that they have here
+    return Example(image, found.labels, {id: named[id] for id in {*ids, *found.ids} if id in named})
 
 
 def _check_names(args: argparse.Namespace, ids: set[int]) -> None:
@@ -283,12 +292,13 @@ class _Job:
                 self._finish()
 
     def summary(self) -> str:
-        """One line for the user."""
+        """One line for the user. A folder's name that is no UTF-8 can be printed, too."""
+        folder = str(self.args.output).encode(errors="backslashreplace").decode()
         done = len(self.records) - self.failed
         failed = f", {self.failed} failed" if self.failed else ""
         return (
             f"{done} of {len(self.inputs)} images segmented{failed}; "
-            f"masks, overlays, results.json and sheet.png are in {self.args.output}"
+            f"masks, overlays, results.json and sheet.png are in {folder}"
         )
 
     def _write(self, each: Input, result: Segmentation | ValueError, on_sheet: bool) -> tuple[dict, tuple | None]:
@@ -372,7 +382,9 @@ class _Job:
             "images": self.records,
         }
         with replacing(self.report) as draft:
-            draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            # File names that are no UTF-8 become JSON's own escapes.
+            text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _share_out_time(self) -> None:
         """Gives every record its `seconds`: of a batch, whose results come together, the mean."""
