@@ -38,6 +38,16 @@ def test_an_image_is_replaced_and_classes_merge_by_name(tmp_path):
     assert found["a.jpg"].instance_scores == {1: 0.75, 2: 0.75} and found["b.jpg"].instance_scores == {1: 0.5}
 
 
+@pytest.mark.parametrize("format", ["png", "voc"])
+def test_objects_of_an_earlier_mask_are_forgotten(tmp_path, format):
+    ic.write_dataset(segmentation(), tmp_path, file_name="a.jpg", format=format, instances=True)
+    assert next(ic.read_dataset(tmp_path, format=format)).instances is not None
+    ic.write_dataset(segmentation(size=(14, 20)), tmp_path, file_name="a.jpg", format=format)
+    ic.write_dataset(segmentation(), tmp_path, file_name="b.jpg", format=format, instances=True)
+    found = {item.file_name: item.instances for item in ic.read_dataset(tmp_path, format=format)}
+    assert found["a.jpg"] is None and found["b.jpg"].max() == 2
+
+
 def test_it_refuses(tmp_path):
     with pytest.raises(ValueError, match="expected one of coco, .*got 'cocoa'"):
         ic.write_dataset(segmentation(), tmp_path, file_name="a.jpg", format="cocoa")

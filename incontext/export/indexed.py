@@ -77,6 +77,8 @@ def read(source: str | os.PathLike, images_root: str | os.PathLike | None = None
 
 
 def _write_masks(item: LabelledImage, root: Path, name: str) -> None:
+    if item.instances is None:
+        (root / "masks_inst" / name).unlink(missing_ok=True)  # of an earlier mask, whose objects were told apart
     write_indexed(root / "masks" / name, item.labels)
     if item.instances is not None:
         write_indexed(root / "masks_inst" / name, item.instances)

@@ -53,6 +53,8 @@ def finish(items: Iterable[LabelledImage], root: str | os.PathLike, class_names:
             raise ValueError(f"{item.file_name}: VOC holds class ids up to {_TOP}, got {max(item.ids)}; renumber them")
         mask = files.claim(item.file_name)
         stems.append(mask.removesuffix(".png"))
+        if item.instances is None:
+            (root / "SegmentationObject" / mask).unlink(missing_ok=True)  # of an earlier mask
         write_indexed(root / "SegmentationClass" / mask, item.labels)
         if item.instances is not None:
             objects = np.where(item.labels == IGNORE, IGNORE, item.instances)
