@@ -165,7 +165,7 @@ def read_ids(mask: Path) -> np.ndarray:
             if image.mode not in ("L", "P", "1", "I;16", "I"):
                 raise SetError(f"{mask}: expected a mask of ids (8-bit grey or palette), got mode {image.mode}")
             labels = np.array(ImageOps.exif_transpose(image)).astype(np.int32)
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # the latter is Pillow's word for a broken PNG
         raise SetError(f"{mask}: expected a mask of ids, but it cannot be read: {error}") from error
     labels[labels == _IGNORED] = IGNORE
     return labels

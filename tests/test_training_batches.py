@@ -267,6 +267,14 @@ def test_an_echo_asks_for_another_view(episodes):
         assert len({*echo.seeds.tolist()} & {*raw.seeds.tolist()}) == 0
 
 
+def test_an_echo_does_not_depend_on_its_neighbours(episodes):
+    """So that the processes of a group draw what one would."""
+    whole = collate(episodes, PATCH, [np.random.default_rng(place) for place in range(3)], Telling())
+    for place, each in enumerate(episodes):
+        alone = collate([each], PATCH, [np.random.default_rng(place)], Telling()).echo(1)
+        assert torch.equal(alone.tables[0], whole.echo(1).tables[place, : each.count + 1])
+
+
 def test_an_echo_leaves_black_what_its_examples_do_not_show():
     each = episode(3, shots=1)
     each.labels[1][each.labels[1] == 2] = 0  # the query has no 2, so as the example it cannot ask for one

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from small_sets import write, write_sets, write_sided
 
+from incontext.cli.main import main
 from incontext.training.augment import crop, jitter, random_box
 from incontext.training.episodes import SMALLEST, EpisodeSampler, Mixture
-from incontext.training.pack import Traits
+from incontext.training.pack import Pack, Traits
 from incontext.training.pack_writer import folder_items, pack_folders, write_pack
 from incontext.training.stitching import join_labels, stitch_view
 from incontext.training.superpixels import superpixels
@@ -189,23 +190,39 @@ def test_without_examples_the_query_alone_is_shown(pack, source):
         assert max(shares(episode.labels).values()) >= SMALLEST
 
 
-def test_frames_of_a_video_are_apart_in_time(tmp_path):
+def write_clips(root):
     """Frame k of video v is all of the colour (k, v), object 1 + v in it."""
     for video in range(2):
         for frame in range(6):
-            folder = tmp_path / "clips" / str(video)
+            folder = root / "clips" / str(video)
             image = np.full((32, 48, 3), (40 * frame, 200 * video, 0), np.uint8)
             labels = np.zeros((32, 48), np.uint8)
             labels[8:24, 8:40] = 1 + video
             write(folder / "frames" / f"{frame:05}.png", image)
             write(folder / "masks" / f"{frame:05}.png", labels)
-    pack = write_pack(folder_items(tmp_path), tmp_path / "clips.pack", traits={"clips": Traits(segments=True)})
+
+
+def test_frames_of_a_video_are_apart_in_time(tmp_path):
+    write_clips(tmp_path)
+    pack = pack_folders(tmp_path, tmp_path / "clips.pack")
     for episode in draw_many(pack, 15, shots=3, **ACROSS | {"frames": 1.0, "augment": False}):
         colours = episode.images.reshape(4, -1, 3).astype(int).mean(1)
         assert np.ptp(colours[:, 1]) < 10  # one video
         assert np.diff(np.sort(colours[:, 0])).min() > 20  # four different frames
         assert episode.kind == "instance" and episode.source == "clips"
     assert EpisodeSampler(pack, Mixture({})).by_class == {}  # object 1 of two videos is not the same
+
+
+def test_ids_of_videos_are_objects_unless_they_have_names(tmp_path):
+    write_clips(tmp_path)
+    command, out = ["train", "pack", str(tmp_path), "-o"], tmp_path / "clips.pack"
+    assert main([*command, str(out), "--handed", "clips"]) == 0
+    assert Pack(out).traits("clips") == Traits(segments=True, handed=True)
+    assert main([*command, str(out), "--numbered", "clips"]) == 0  # all of one class
+    assert list(EpisodeSampler(Pack(out), Mixture({})).by_class["clips"]) == [1]
+    (tmp_path / "clips" / "classes.txt").write_text("1 cat\n2 dog\n")
+    sampler = EpisodeSampler(pack_folders(tmp_path, out), Mixture({}))
+    assert list(sampler.by_class["clips"]) == [1, 2] and len(sampler.videos["clips"]) == 2
 
 
 def test_stitched_views_show_several_contexts_under_one_colour_map():

@@ -127,6 +127,28 @@ def test_two_processes_train_as_one(pack, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
+def test_processes_that_lack_different_losses_log_their_means_together():
+    """In each of two steps one of two processes found classes; none found matching."""
+    one = [{"loss": torch.tensor(1.0)}, {"loss": torch.tensor(3.0), "classes": torch.tensor(4.0)}]
+    two = [{"loss": torch.tensor(2.0), "classes": torch.tensor(0.5)}, {"loss": torch.tensor(1.0)}]
+    sent = []
+
+    class Listening(Group):
+        def sum(self, values):
+            sent.append(values)
+            return values
+
+    class Adding(Group):
+        def sum(self, values):
+            return values + sent[-1]
+
+    assert loop._means(one, Listening()) == {"classes": 4.0, "loss": 2.0}
+    loop._means(two[:1] * 2, Listening())
+    assert len(sent) == 2 and sent[0].shape == sent[1].shape  # or processes wait for each other for ever
+    loop._means(one, Listening())
+    assert loop._means(two, Adding()) == {"classes": 2.25, "loss": 3.5}
+
+
 def test_processes_share_the_joint_batch(pack):
     whole = StepBatches(Pack(pack), BASE, 8, Group())[2]
     halves = [StepBatches(Pack(pack), BASE, 8, Group(rank, 2))[2] for rank in range(2)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from random_models import TINY, random_inputs, random_model
+from small_sets import write_sets
 from training_runs import BASE, rows, state, write_pack
 
 import incontext as ic
@@ -23,6 +25,7 @@ from incontext.training.low_rank import add_low_rank, merge
 from incontext.training.memory import memory_table, saved_bytes
 from incontext.training.optimiser import learning_rate, make_optimiser
 from incontext.training.pack import Pack
+from incontext.training.pack_writer import pack_folders
 from incontext.training.validation import CLICKED, fixed_episodes, paint_episodes, picture, score
 
 RECIPES = Path(loop.__file__).parent / "recipes"
@@ -151,6 +154,17 @@ def test_another_config_in_the_same_folder(change, pack, whole):
     with pytest.raises(ValueError, match="holds a run with another config.*another folder to start anew"):
         train(dataclasses.replace(BASE, **change), pack, whole)
     assert (whole / "config.json").read_bytes() == before
+
+
+def test_another_pack_in_the_same_folder(pack, whole, tmp_path):
+    other = pack_folders(write_sets(tmp_path / "sets", 4), tmp_path / "other.pack").path
+    with pytest.raises(ValueError, match="holds a run on another training pack; give the same pack"):
+        train(BASE, other, whole)
+    older = state(whole)
+    del older["pack"]
+    (tmp_path / "run").mkdir()
+    torch.save(older, tmp_path / "run" / "state.pt")
+    train(BASE, other, tmp_path / "run")
 
 
 def test_what_a_run_writes(whole):
@@ -349,6 +363,17 @@ def test_tensorboard(pack, tmp_path):
         ({"shots": {-1: 1.0}}, "shots must map"),
         ({"shots": {}}, "shots must map"),
         ({"preset": "huge"}, "preset must be one of .*'tiny'.*got 'huge'"),
+        ({"micro_batch": -1}, "micro_batch must be 0 or more"),
+        ({"learning_rate": -1.0}, "learning_rate must be 0 or more"),
+        ({"learning_rate": math.nan}, "learning_rate must be 0 or more"),
+        ({"evaluate_every": -5}, "evaluate_every must be 0 or more"),
+        ({"clip": 0.0}, "clip must be above 0"),
+        ({"decay": 2.0}, r"decay must lie in \[0, 1\]"),
+        ({"balance": (0.0, 1.5)}, r"balance takes two numbers in \[0, 1.0\]"),
+        ({"matching": (1.0,)}, "matching takes two numbers"),
+        ({"size": (96,)}, "size takes two numbers"),
+        ({"weights": {"red": -1.0}}, "weights of sets must be 0 or more"),
+        ({"model": {"loss_beta": 0.1}}, "loss_beta has no part in training; give beta"),
     ],
 )
 def test_configs_that_cannot_be(fields, message):
@@ -371,6 +396,8 @@ def test_command(pack, tmp_path, capsys):
     assert [row["step"] for row in rows(out)] == ["2"]  # the flag wins
     assert main([*command, "--seed", "5"]) == 2
     assert "another config" in capsys.readouterr().err
+    assert main([*command, "--weights", "red=2", "blue=3"]) == 2
+    assert f"--weights: unknown sets ['blue']; {pack} holds ['bare'" in capsys.readouterr().err
     config.write_text(json.dumps({"stepps": 9}))
     assert main(command) == 2
     assert "unknown fields ['stepps']" in capsys.readouterr().err

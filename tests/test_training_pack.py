@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 from small_sets import IGNORED, SIZE, write, write_sets
 
 from incontext.cli.main import main
-from incontext.training.pack import Pack
-from incontext.training.pack_writer import pack_folders
+from incontext.training.pack import Pack, Traits
+from incontext.training.pack_writer import folder_items, pack_folders, write_pack
 from incontext.training.sources import list_sets
 
 
@@ -150,6 +150,52 @@ def test_all_masks_of_a_set_tell_what_255_means(tmp_path):
         record = pack[pack.sets[name][0]]
         assert np.array_equal(record.labels, np.where(drawn > 0, meaning, 0))
         assert np.array_equal(record.instances, drawn > 0)  # a set of masks of its own
+
+
+@pytest.mark.parametrize("options", [[], ["--fit", "1"]], ids=["side", "budget"])
+def test_what_cannot_be_read_is_left_out(options, tmp_path, caplog):
+    sets, out = write_sets(tmp_path / "sets", count=3), tmp_path / "out.pack"
+    write(sets / "red" / "masks" / "0.png", np.ones((9, 9), np.uint8))
+    (sets / "red" / "images" / "1.png").write_bytes(b"")
+    broken = sets / "kinds" / "masks_inst" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    assert main(["train", "pack", str(sets), "-o", str(out), "--sets", "red", "kinds", *options]) == 1
+    pack = Pack(out)
+    assert [pack.name(index) for index in range(len(pack))] == ["red/2", "kinds/0", "kinds/1"]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 3 and all(map(str.startswith, told, ("failed: red/0: ", "failed: red/1: ", "failed: kinds/2:")))
+    image = read(sets / "kinds" / "images" / "1.png")
+    assert np.abs(pack[2].image.astype(int) - image).mean() < 12  # no bytes of what was left out lie between
+
+
+def test_nothing_that_can_be_read(tmp_path, capsys):
+    sets, out = write_sets(tmp_path / "sets", count=2), tmp_path / "out.pack"
+    for image in (sets / "red" / "images").iterdir():
+        image.write_bytes(b"")
+    command = ["train", "pack", str(sets), "--sets", "red", "-o", str(out)]
+    for options, message in (
+        ([], "none of 2 images can be read; the last: "),
+        (["--fit", "1"], "2 images of a sample"),
+    ):
+        assert main([*command, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_folder_where_the_pack_is_to_be(root, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "pack", str(root), "-o", str(tmp_path)])
+    assert "got the folder" in capsys.readouterr().err
+
+
+def test_the_digest_tells_packs_apart(root, pack, tmp_path):
+    assert pack_folders(root, tmp_path / "same.pack", quality=95).digest == pack.digest
+    others = [
+        pack_folders(root, tmp_path / "quality.pack", quality=90),
+        pack_folders(root, tmp_path / "sets.pack", quality=95, sets=["red"]),
+        write_pack(folder_items(root), tmp_path / "traits.pack", quality=95, traits={"red": Traits(handed=True)}),
+    ]
+    assert len({pack.digest, *(other.digest for other in others)}) == 4
 
 
 def test_a_mask_of_one_bit_is_class_1(tmp_path):

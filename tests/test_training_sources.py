@@ -11,6 +11,8 @@ from small_sets import write
 
 from incontext.cli.main import main
 from incontext.palette import voc_colours
+from incontext.picture_file import ImageError
+from incontext.training.coco_sources import PanopticMap
 from incontext.training.devkit_sources import davis_items, voc_items
 from incontext.training.pack import Pack
 from incontext.training.pack_writer import SIDES, fit_side, limit_sets, pack_folders, write_pack
@@ -104,6 +106,14 @@ def test_coco_panoptic(tmp_path):
     assert np.array_equal(record.labels, expected)
     assert np.array_equal(record.instances > 0, expected != np.where(expected == 2, 2, 0))
     assert len(np.unique(record.instances)) == 4  # background, two things, the crowd
+
+
+def test_a_broken_panoptic_map_is_named(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)).save(path)
+    path.write_bytes(b"xx\0\1".join(path.read_bytes().rsplit(b"IDAT", 2)))  # which Pillow calls a syntax error
+    with pytest.raises(ImageError, match="a.png: expected a whole PNG picture, got a damaged or truncated one"):
+        PanopticMap(path, [], {}, frozenset())((200, 300))
 
 
 def test_voc(tmp_path, ids):

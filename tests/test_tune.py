@@ -311,6 +311,12 @@ def test_wrong_settings_are_refused(field, value):
         TuneConfig(**{field: value})
 
 
+@pytest.mark.parametrize("learn", ["masks", "tokens"])
+def test_noise_that_would_stay_is_refused(learn):
+    with pytest.raises(ValueError, match="learn: expected .* stay .noise."):
+        TuneConfig(init="noise", learn=learn)
+
+
 def test_tokens_are_for_models_and_ensembles_that_can_hold_them():
     with pytest.raises(ValueError, match="ensemble"):
         TuneConfig(learn="tokens", ensemble="spatial")

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from incontext.cli.arguments import output_file, output_folder
 from incontext.cli.model_options import add_device
 
 
@@ -31,7 +32,7 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
         "and each option for one given several times.",
     )
     pack.add_argument("data", type=Path, nargs="?", help="folder of sets: SET/images, SET/masks[, SET/masks_inst]")
-    pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    pack.add_argument("-o", "--output", type=output_file, required=True, metavar="FILE")
     sources = (
         ("--coco", ("NAME", "JSON", "IMAGES"), "COCO instances"),
         ("--panoptic", ("NAME", "JSON", "PNGS", "IMAGES"), "COCO panoptic"),
@@ -50,7 +51,11 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
     pack.add_argument("--sets", nargs="+", help="only these sets of the folder")
     pack.add_argument("--limit", type=int, metavar="N", help="at most N images of each set, evenly spread")
     pack.add_argument(
-        "--segments", nargs="+", default=[], metavar="SET", help="sets whose ids mean nothing in another image"
+        "--segments",
+        nargs="+",
+        default=[],
+        metavar="SET",
+        help="sets whose ids mean nothing in another image; those of videos without classes.txt count as such",
     )
     pack.add_argument(
         "--numbered",
@@ -71,7 +76,7 @@ def _add_run(actions: argparse._SubParsersAction) -> None:
         "On several GPUs: torchrun --nproc-per-node N -m incontext train run ...",
     )
     train.add_argument("pack", type=Path, help="file from `incontext train pack`")
-    train.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of this run")
+    train.add_argument("-o", "--output", type=output_folder, required=True, metavar="DIR", help="folder of this run")
     train.add_argument("--validation", type=Path, metavar="PACK", help="pack to score on at every evaluation")
     train.add_argument(
         "--config", metavar="JSON", help="fields of TrainConfig, a file or a recipe's name; flags win over it"
@@ -109,7 +114,7 @@ def _add_average(actions: argparse._SubParsersAction) -> None:
         "weights; often better than each of them. The result has the settings of the last one.",
     )
     average.add_argument("models", nargs="+", metavar="MODEL", help="files or names, two or more")
-    average.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
+    average.add_argument("-o", "--output", type=output_file, required=True, metavar="NAME.safetensors")
     average.add_argument("--half", action="store_true", help="store the weights as float16")
     average.set_defaults(run=run_average)
 
@@ -124,7 +129,7 @@ def _add_grow(actions: argparse._SubParsersAction) -> None:
     grow.add_argument("--width", type=int, metavar="CHANNELS", help="channels of a token; heads grow in number")
     grow.add_argument("--depth", type=int, metavar="BLOCKS", help="number of blocks")
     grow.add_argument("--seed", type=int, default=0, help="of what is new (default 0)")
-    grow.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
+    grow.add_argument("-o", "--output", type=output_file, required=True, metavar="NAME.safetensors")
     grow.set_defaults(run=run_grow)
 
 
@@ -157,12 +162,14 @@ def run_pack(args: argparse.Namespace) -> int:
     items += [item for source in args.davis for item in davis_items(*source, every=args.every)]
     if args.limit:
         items = limit_sets(items, args.limit)
-    segments, handed = {*args.segments, *(source[0] for source in args.davis)}, set(args.handed)
-    numbered = set(args.numbered)
+    segments, handed, numbered = set(args.segments), set(args.handed), set(args.numbered)
     unknown = sorted((segments | handed | numbered) - {item.set for item in items})
     if unknown:
         raise ValueError(f"unknown sets {unknown}; the sources hold {sorted({item.set for item in items})}")
-    items = [dataclasses.replace(item, read=Numbered(item.read)) if item.set in numbered else item for item in items]
+    items = [
+        dataclasses.replace(item, read=Numbered(item.read), segments=False) if item.set in numbered else item
+        for item in items
+    ]
     traits = {name: Traits(name in segments, name in handed) for name in segments | handed}
     side = fit_side(items, int(args.fit * 2**20), args.quality) if args.fit and items else args.side
     pack = write_pack(items, args.output, side=side, quality=args.quality, traits=traits)
@@ -170,7 +177,7 @@ def run_pack(args: argparse.Namespace) -> int:
         print(f"{name:32} {len(indexes):6} images")
     size = args.output.stat().st_size / 2**20
     print(f"{args.output}: {len(pack)} images of at most {side} pixels, {size:.1f} MiB")
-    return 0
+    return 0 if len(pack) == len(items) else 1
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -181,6 +188,7 @@ def run_train(args: argparse.Namespace) -> int:
     """
     from incontext.device import pick_device
     from incontext.training.loop import TrainConfig, train
+    from incontext.training.pack import Pack
 
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     fields: dict[str, Any] = json.loads(_find_config(args.config).read_text()) if args.config else {}
@@ -189,6 +197,10 @@ def run_train(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.config}: unknown fields {unknown}; expected some of {sorted(names)}")
     flags = {name: value for name, value in vars(args).items() if name in names and value is not None}
     if "weights" in flags:
+        sets = sorted(Pack(args.pack).sets)
+        absent = sorted(set(dict(flags["weights"])) - set(sets))
+        if absent:  # a config may name sets of other packs
+            raise ValueError(f"--weights: unknown sets {absent}; {args.pack} holds {sets}")
         flags["weights"] = fields.get("weights", {}) | dict(flags["weights"])
     path = train(
         TrainConfig(**(fields | flags)),

@@ -78,8 +78,8 @@ class RawBatch:
         Args:
             number: 1 and up; up to V - 1 each makes another view the query.
         """
-        generator = torch.Generator().manual_seed(int(self.seeds[0]) + number)
-        order = torch.rand(len(self.tables), 1, 3, generator=generator).argsort(-1).to(self.tables.device)
+        generators = (torch.Generator().manual_seed(seed + number) for seed in self.seeds.tolist())
+        order = torch.stack([torch.randperm(3, generator=each) for each in generators])[:, None].to(self.tables.device)
         turned = self.labels.roll(number, 1)
         count, query = self.tables.shape[1], turned[:, -1]
 

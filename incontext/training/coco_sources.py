@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from incontext.picture_file import decode
 from incontext.training.pack import IGNORE_ID, LARGEST_ID
 from incontext.training.sources import Item, Maps, stack_objects
 
@@ -56,8 +57,8 @@ class PanopticMap:
     things: frozenset[int]
 
     def __call__(self, size: tuple[int, int]) -> Maps:
-        with Image.open(self.path) as file:
-            ids = np.asarray(file.convert("RGB")).astype(np.int32) @ np.int32([1, 256, 256**2])
+        pixels, _ = decode(self.path)
+        ids = np.asarray(pixels.convert("RGB")).astype(np.int32) @ np.int32([1, 256, 256**2])
         if ids.shape != size:
             raise ValueError(f"{self.path}: expected the image's size {size}, got {ids.shape} (height, width)")
         labels, instances, count = np.zeros(size, np.uint8), np.zeros(size, np.uint8), 0
@@ -82,8 +83,9 @@ def coco_items(name: str, annotations: str | Path, images: str | Path) -> list[I
         images: the folder that its file names are relative to.
 
     Raises:
-        ValueError: if it is no such file, an image is missing, or there are more than 254 categories.
+        ValueError: if it is no such file, an image is missing, there are more than 254 categories, or no pycocotools.
     """
+    _rle()
     content, classes = _read(Path(annotations), ("images", "annotations", "categories"))
     objects: dict[int, list[Mapping[str, Any]]] = {}
     for each in content["annotations"]:
@@ -148,10 +150,7 @@ def _image(folder: str | Path, entry: Mapping[str, Any]) -> Path:
 
 def _decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """Polygons, uncompressed or compressed RLE -> bool (H, W)."""
-    try:
-        from pycocotools import mask as rle
-    except ImportError as error:
-        raise ValueError("reading COCO masks takes pycocotools: pip install pycocotools") from error
+    rle = _rle()
     height, width = size
     if isinstance(segmentation, list):
         parts = [polygon for polygon in segmentation if len(polygon) >= 6]
@@ -163,3 +162,11 @@ def _decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     if tuple(segmentation["size"]) != size:
         raise ValueError(f"a mask of size {segmentation['size']} does not fit its image of size {list(size)}")
     return rle.decode(segmentation).astype(bool)
+
+
+def _rle() -> ModuleType:
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ValueError("reading COCO masks takes pycocotools: pip install pycocotools") from error
+    return mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,6 +118,34 @@ class TrainConfig:
             raise ValueError(f"trainable {self.trainable!r} fine-tunes a checkpoint; name one as init")
         if min(self.steps, self.batch_size, self.echoes, self.rank, self.largest_count) < 1:
             raise ValueError("steps, batch_size, echoes, rank and largest_count must be 1 or more")
+        for name in (
+            "micro_batch",
+            "learning_rate",
+            "warmup",
+            "weight_decay",
+            "recolouring",
+            "seed",
+            "evaluate_every",
+            "minutes",
+        ):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("clip", "beta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("decay", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name, most in {"balance": 1.0, "matching": math.inf, "classes": math.inf}.items():
+            ends = getattr(self, name)
+            if len(ends) != 2 or not all(0 <= end <= most for end in ends):
+                raise ValueError(f"{name} takes two numbers in [0, {most}], at the start and at the end, got {ends}")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size takes two numbers of pixels, (height, width), got {self.size}")
+        if not all(weight >= 0 for weight in self.weights.values()):
+            raise ValueError(f"weights of sets must be 0 or more, got {dict(self.weights)}")
+        if "loss_beta" in self.model:
+            raise ValueError("model: loss_beta has no part in training; give beta, a field of its own, instead")
         if min(self.shots, default=-1) < 0 or min(self.shots.values()) < 0 or sum(self.shots.values()) <= 0:
             raise ValueError(
                 f"shots must map numbers of examples to their shares, such as {{1: 0.9, 4: 0.1}}; got {self.shots}"
@@ -136,8 +165,6 @@ class TrainConfig:
                 raise ValueError(f"{name} is a share of the episodes, 0 to 1, got {getattr(self, name)}")
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"smallest_crop is a share of an image, above 0 and at most 1, got {self.smallest_crop}")
-        if self.recolouring < 0:
-            raise ValueError(f"recolouring must be 0 or more, got {self.recolouring}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if not 0 <= self.unsaid <= 255:

@@ -75,7 +75,7 @@ def davis_items(name: str, root: str | Path, split: str, every: int = 1) -> list
         pairs = [(image, masks / video / f"{image.stem}.png") for image in list_images(images / video)]
         annotated = [(image, mask) for image, mask in pairs if mask.exists()]
         for image, mask in annotated[::every]:
-            items.append(Item(name, f"{video}-{image.stem}", image, MaskFiles(mask), video))
+            items.append(Item(name, f"{video}-{image.stem}", image, MaskFiles(mask), video, segments=True))
     if not items:
         raise ValueError(f"{root}: found no frame with a mask of the same name in the videos of split {split!r}")
     return items

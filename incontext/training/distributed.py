@@ -1,7 +1,8 @@
 """Training on several processes, one for each GPU, as `torchrun` starts them.
 
 Gradients are summed once per step, by hand: with losses that are weighted by their share of the joint batch, the result
-is that of one process with the whole batch, whatever is unevenly spread over the processes.
+is that of one process with the whole batch, whatever is unevenly spread over the processes; but for stochastic depth,
+which each draws for itself.
 """
 
 from __future__ import annotations

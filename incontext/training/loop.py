@@ -43,7 +43,8 @@ def train(
     workers: int = 0,
     tensorboard: bool = False,
 ) -> Path:
-    """Trains a model. Under `torchrun`, several processes train one, with the result of one process.
+    """Trains a model. Under `torchrun`, several processes train one, with the result of one process but for
+    stochastic depth, which each draws for itself.
 
     Writes to `out`: `model.safetensors` (averaged weights, loadable everywhere), `state.pt` (all that resuming needs),
     `log.csv`, `config.json`, `pictures/` of fixed validation episodes. Ended in the middle, it goes on from the last
@@ -63,7 +64,7 @@ def train(
         The path of the model file.
 
     Raises:
-        ValueError: if the folder holds a run with another config, or the data do not suffice for this one.
+        ValueError: if the folder holds a run with another config or pack, or the data do not suffice for this one.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -72,6 +73,7 @@ def train(
         patch = model.config.patch_size
         batches = StepBatches(Pack(train_pack), config, patch, group)
         state = _start(config, model, batches.sampler.spans, own_device)
+        state.pack = batches.sampler.pack.digest
         if resume:
             state.resume(out / "state.pt", config)
         if group.leads:
@@ -176,8 +178,15 @@ def _step(config: TrainConfig, state: RunState, batch: Batch, group: Group) -> d
 
 
 def _means(lately: list[dict[str, Tensor]], group: Group) -> dict[str, float]:
-    """Means of the losses since the last evaluation; those that some steps lack are means over the others."""
-    names = sorted({name for shares in lately for name in shares})
-    return {
-        name: round(group.sum(torch.stack([s[name] for s in lately if name in s]).mean()).item(), 5) for name in names
-    }
+    """Means of the losses since the last evaluation; those that some steps lack are means over the others.
+
+    All losses and steps go in one message, of the same shape in every process: processes may lack different ones.
+    """
+    names = sorted(Weights._fields)
+    none = torch.zeros_like(lately[0]["loss"])
+    shares = torch.stack([each.get(name, none) for each in lately for name in names])
+    found = shares.new_tensor([name in each for each in lately for name in names])
+    shares, found = group.sum(torch.stack((shares, found))).unflatten(1, (len(lately), len(names)))
+    counts = (found > 0).sum(0)  # steps in which any process found it
+    means = (shares.sum(0) / counts).tolist()
+    return {name: round(mean, 5) for name, mean, count in zip(names, means, counts.tolist(), strict=True) if count}

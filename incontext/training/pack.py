@@ -6,6 +6,7 @@ only thing the training loop reads, so that every source becomes episodes the sa
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -75,6 +76,7 @@ class Pack:
     Attributes:
         path: the file.
         sets: the name of each set -> indexes of its records.
+        digest: tells another pack from this one, by what is known of the records without opening them.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -98,6 +100,7 @@ class Pack:
             raise ValueError(
                 f"{self.path}: expected a pack written by `incontext train pack` ({FORMAT}), got another file: {error}"
             ) from error
+        self.digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
         self.sets: dict[str, list[int]] = {}
         for index, entry in enumerate(self._entries):
             self.sets.setdefault(entry.set, []).append(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 SIDES = tuple(range(64, 1025, 16))
 _SAMPLE = 160
 _MARGIN = 0.97  # what a sample of the images says is an estimate
+_UNREADABLE = (OSError, ValueError)
 
 
 def pack_folders(
@@ -46,7 +48,7 @@ def pack_folders(
         The pack, opened.
 
     Raises:
-        ValueError: for unknown sets, a root without sets, or a mask that does not fit its image or holds no ids.
+        ValueError: for unknown sets, a root without sets, or as for `write_pack`.
     """
     return write_pack(folder_items(root, sets), out, side=side, quality=quality)
 
@@ -72,7 +74,7 @@ def write_pack(
     quality: int = 80,
     traits: Mapping[str, Traits] | None = None,
 ) -> Pack:
-    """Packs images.
+    """Packs images. Those that cannot be read are left out, and named in the log.
 
     Args:
         items: the images, those of a set together.
@@ -80,20 +82,28 @@ def write_pack(
         side: the longest side of a packed image, in pixels. Smaller images stay as they are.
         quality: WebP quality of the images, 1..100. At equal size it keeps more pixels than JPEG, for half a
             millisecond more to open. Masks are lossless.
-        traits: of sets whose names do not tell them; see `usual_traits`.
+        traits: of sets whose names and items do not tell them; see `usual_traits` and `Item.segments`.
 
     Returns:
         The pack, opened.
 
     Raises:
-        ValueError: if there is nothing to pack, or a mask does not fit its image or holds no ids.
+        ValueError: if there is nothing to pack, or no image can be read with its mask.
     """
     if not items:
         raise ValueError("nothing to pack: give a folder of sets, or another source")
-    blob, entries = io.BytesIO(), []
+    blob, entries, failure = io.BytesIO(), [], None
     for item in tqdm(items, unit="image", disable=None):
-        entries.append(_put(blob, item, side, quality))
+        try:
+            entries.append(_put(blob, item, side, quality))
+        except _UNREADABLE as error:
+            log.warning("failed: %s/%s: %s", item.set, item.name, error)
+            failure = error
+    if not entries:
+        raise ValueError(f"nothing to pack: none of {len(items)} images can be read; the last: {failure}") from failure
     known = {item.set: (traits or {}).get(item.set) or usual_traits(item.set) for item in items}
+    for name in {item.set for item in items if item.segments}:
+        known[name] = dataclasses.replace(known[name], segments=True)
     metadata = {
         "format": FORMAT,
         "entries": json.dumps([vars(entry) for entry in entries]),
@@ -117,16 +127,20 @@ def fit_side(items: Sequence[Item], budget: int, quality: int = 80) -> int:
         One of `SIDES`.
 
     Raises:
-        ValueError: if not even the smallest side fits.
+        ValueError: if not even the smallest side fits, or no image of the sample can be read.
     """
     sample = items[:: max(1, len(items) // _SAMPLE)]
     fits = 0
     low, high = 0, len(SIDES)
     while low < high:  # sizes grow with the side: bisect
         middle = (low + high) // 2
-        blob = io.BytesIO()
-        text = sum(len(json.dumps(vars(_put(blob, item, SIDES[middle], quality)))) for item in sample)
-        size = (blob.tell() + text) * len(items) / len(sample)
+        blob, texts = io.BytesIO(), []
+        for item in sample:
+            with contextlib.suppress(*_UNREADABLE):  # `write_pack` tells
+                texts.append(len(json.dumps(vars(_put(blob, item, SIDES[middle], quality)))))
+        if not texts:
+            raise ValueError(f"nothing to pack: none of {len(sample)} images of a sample can be read")
+        size = (blob.tell() + sum(texts)) * len(items) / len(texts)
         if size <= _MARGIN * budget:
             fits, low = SIDES[middle], middle + 1
         else:
@@ -161,12 +175,12 @@ def _put(blob: io.BytesIO, item: Item, side: int, quality: int) -> Entry:
         picture.save(blob, **options)
         return start, blob.tell()
 
-    shrunk = image.resize(size, Image.Resampling.LANCZOS)
-    entry = Entry(item.set, item.name, put(shrunk, format="WEBP", quality=quality), video=item.video)
     labels, instances = (
         None if ids is None else Image.fromarray(ids).resize(size, Image.Resampling.NEAREST)
-        for ids in item.read(image.size[::-1])
+        for ids in item.read(image.size[::-1])  # before anything is added: it may fail
     )
+    shrunk = image.resize(size, Image.Resampling.LANCZOS)
+    entry = Entry(item.set, item.name, put(shrunk, format="WEBP", quality=quality), video=item.video)
     if labels is not None:
         entry.labels = put(labels, format="PNG", optimize=True)
         ids, counts = np.unique(np.asarray(labels), return_counts=True)

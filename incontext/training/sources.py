@@ -39,6 +39,7 @@ class Item:
         image: the file.
         read: reads its maps, when it is packed.
         video: the video that it is a frame of, or empty. Items of a video follow each other in time.
+        segments: its ids mean nothing in another image or video; see `Traits`.
     """
 
     set: str
@@ -46,6 +47,7 @@ class Item:
     image: Path
     read: ReadMaps
     video: str = ""
+    segments: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def list_sets(root: str | Path) -> dict[str, list[Item]]:
         root: folder of sets, or one set.
 
     Returns:
-        The name of each set -> its items, sorted. Frames of a video are named VIDEO-STEM.
+        The name of each set -> its items, sorted. Frames of a video are named VIDEO-STEM; their ids number the objects
+        of that video, unless classes.txt names them.
 
     Raises:
         ValueError: if there is no set.
@@ -108,6 +111,7 @@ def list_sets(root: str | Path) -> dict[str, list[Item]]:
                 each.image,
                 MaskFiles(each.mask, each.instances, each.masks, instances),
                 video,
+                segments=bool(video) and not found.names,
             )
             for video, items in videos
             for each in items

@@ -27,6 +27,7 @@ class RunState:
         optimiser: with its moments.
         classifier: of the `ClassLoss`, if there is one.
         step: how many steps are done.
+        pack: `Pack.digest` of what it learns from.
     """
 
     model: SegGPT
@@ -34,6 +35,7 @@ class RunState:
     optimiser: torch.optim.Optimizer | Optimisers
     classifier: nn.Linear | None = None
     step: int = 0
+    pack: str = ""
 
     @property
     def learning(self) -> list[nn.Parameter]:
@@ -49,6 +51,7 @@ class RunState:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "config": config.identity(),
+            "pack": self.pack,
         }
         if self.classifier is not None:
             content["classifier"] = self.classifier.state_dict()
@@ -59,7 +62,7 @@ class RunState:
         """Goes on from a file, if there is one.
 
         Raises:
-            ValueError: if it is of a run with another config.
+            ValueError: if it is of a run with another config, or on another pack.
         """
         if not path.exists():
             return
@@ -68,6 +71,11 @@ class RunState:
             raise ValueError(
                 f"{path.parent} holds a run with another config: {content['config']}; give the same flags to go on "
                 "with it, or another folder to start anew"
+            )
+        if content.get("pack", self.pack) != self.pack:  # older files do not tell
+            raise ValueError(
+                f"{path.parent} holds a run on another training pack; give the same pack to go on with it, or another "
+                "folder to start anew"
             )
         self.model.load_state_dict(content["model"])
         self.average.load_state_dict(content["average"])

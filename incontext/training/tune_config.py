@@ -15,7 +15,8 @@ class TuneConfig:
 
     Attributes:
         examples: how many are learned, N.
-        init: start from the user's best real "examples", or images from "noise" (with masks of the best).
+        init: start from the user's best real "examples", or images from "noise" (with masks of the best), which are
+            then learned.
         learn: "images", "masks" or "both"; or "tokens", what is added to the keys and values of the encoded examples:
             for models whose examples do not attend to the query, and the feature ensemble.
         steps, batch_size: length of the run, and queries per step.
@@ -82,6 +83,8 @@ class TuneConfig:
                 raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
         if self.learn == "tokens" and self.ensemble != "feature":
             raise ValueError(f'learn: expected the "feature" ensemble with tokens, got {self.ensemble!r}')
+        if self.init == "noise" and self.learn not in ("images", "both"):
+            raise ValueError(f'learn: expected "images" or "both", or images stay "noise" (init), got {self.learn!r}')
         for name in ("examples", "steps", "batch_size", "evaluate_every", "candidates", "most_held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
