@@ -14,6 +14,8 @@ from incontext.cli.arguments import output_file
 from incontext.cli.model_options import add_device, add_model
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from incontext.labelled_folders import Item
     from incontext.types import Example
 
