@@ -152,6 +152,9 @@ def test_another_job_does_not_write_into_a_folder(model, clip, tmp_path):
     write_indexed(tmp_path / "mine" / "masks" / "00000.png", np.zeros((4, 4), np.int32))
     with pytest.raises(ValueError, match="no track.json"):
         main(frames, "--mask", masks / "0.png", "-o", tmp_path / "mine")
+    (tmp_path / "out" / "track.json").write_text("")  # the power went
+    with pytest.raises(ValueError, match="track.json: expected the record of an earlier run, but it is damaged"):
+        main(*first)
 
 
 def test_another_model_of_the_same_name_is_another_job(clip, tmp_path, monkeypatch):

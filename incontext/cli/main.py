@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 1 some inputs failed or an error, 2 wrong usage, 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):  # which a file's name that is not UTF-8 must not stop
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="incontext",
         description="In-context segmentation: show a few painted images, get the masks of all the others.",

@@ -292,13 +292,12 @@ class _Job:
                 self._finish()
 
     def summary(self) -> str:
-        """One line for the user. A folder's name that is no UTF-8 can be printed, too."""
-        folder = str(self.args.output).encode(errors="backslashreplace").decode()
+        """One line for the user."""
         done = len(self.records) - self.failed
         failed = f", {self.failed} failed" if self.failed else ""
         return (
             f"{done} of {len(self.inputs)} images segmented{failed}; "
-            f"masks, overlays, results.json and sheet.png are in {folder}"
+            f"masks, overlays, results.json and sheet.png are in {self.args.output}"
         )
 
     def _write(self, each: Input, result: Segmentation | ValueError, on_sheet: bool) -> tuple[dict, tuple | None]:

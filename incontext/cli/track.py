@@ -255,10 +255,9 @@ def _digest(*arrays: np.ndarray) -> str:
 
 
 def _summary(job: Any, output: Path, total: int) -> str:
-    """A few lines for the user. A folder's name that is no UTF-8 can be printed, too."""
-    folder = str(output).encode(errors="backslashreplace").decode()
+    """A few lines for the user."""
     failed = f", {len(job.failed)} failed" if job.failed else ""
-    lines = [f"{len(job.journal.rows) - len(job.failed)} of {total} frames tracked{failed}; results are in {folder}"]
+    lines = [f"{len(job.journal.rows) - len(job.failed)} of {total} frames tracked{failed}; results are in {output}"]
     looks = [f"{doubt.frame} (id {doubt.id} {doubt.reason})" for doubt in job.doubts[:_LOOKS_SHOWN]]
     if looks:
         lines.append(f"look at frames {', '.join(looks)}; all of them are in track.json")

@@ -63,7 +63,13 @@ class Journal:
         if started and not self._read() and not any((folder / "masks").glob("*")):
             self.write_head({})  # nothing came of it, so that it may have been set up wrongly
         elif started:
-            before = json.loads(head.read_text(encoding="utf-8")).get("job", {})
+            try:
+                before = json.loads(head.read_text(encoding="utf-8")).get("job", {})
+            except (ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{head}: expected the record of an earlier run, but it is damaged ({error}); choose another "
+                    "folder with -o, or delete that one"
+                ) from error
             before = {"weights": self._job.get("weights"), **before}  # older records do not tell them
             differ = sorted(key for key in {*before, *self._job} if before.get(key) != self._job.get(key))
             if differ:
