@@ -13,6 +13,7 @@ from packs import cached_model, small_pack
 from PIL import Image
 
 from incontext.cli import segment
+from incontext.cli.main import main as command_line
 from incontext.image import open_image, open_labels
 from incontext.labeling.inputs import find_images, result_names
 from incontext.model.seggpt import SegGPT
@@ -279,7 +280,7 @@ def test_names_that_are_no_utf8_stop_nothing(tmp_path, model, shown, capsys):
     except OSError:
         pytest.skip("this disk has UTF-8 names only")
     image, out = save(tmp_path / "ü.png", scene(blocks([1, 2]))), tmp_path / os.fsdecode(b"\xe9")
-    assert main(image, "--example", odd, shown[2], "-o", out) == 0
+    assert command_line(["segment", str(image), "--example", str(odd), str(shown[2]), "-o", str(out)]) == 0
     assert "1 of 1 images segmented" in capsys.readouterr().out.encode().decode()
     text = (out / "results.json").read_text(encoding="utf-8")
     assert json.loads(text)["examples"][0]["image"] == str(odd) and "ü.png" in text

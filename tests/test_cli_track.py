@@ -17,6 +17,7 @@ from random_models import TINY_CACHED, random_model
 from video_clips import moving, write_clip
 
 from incontext.cli import track
+from incontext.cli.main import main as command_line
 from incontext.export import write_image, write_indexed
 from incontext.image import open_labels
 from incontext.video.frames import VideoError
@@ -286,7 +287,7 @@ def test_names_that_are_no_utf8_stop_nothing(model, tmp_path, capsys):
         write_image(folder / os.fsdecode(b"\xe9%d.png" % k), picture)
     write_indexed(tmp_path / "first.png", truths[0])
     job = [folder, "--mask", tmp_path / "first.png", "-o", folder / "out"]
-    assert main(*job) == 0
+    assert command_line(["track", *map(str, job), "--device", "cpu"]) == 0
     capsys.readouterr().out.encode()
     assert main(*job) == 0  # nor is it another job now
     assert json.loads((folder / "out" / "track.json").read_text())["job"]["video"]["name"] == str(folder)
