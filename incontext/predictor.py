@@ -370,11 +370,11 @@ class Predictor:
         config = self.model.config
         tile = prompt.tile_for(tile)
         if isinstance(tile, str) and tile in ("auto", "thin"):
+            if tile == "thin" and not prompt.too_thin(config.image_size):
+                return Tiling(None, overlap=overlap)
             scale = prompt.object_width, config.image_size, config.patch_size
-            if tile == "auto":
-                return Tiling(auto_tile(*scale), AUTO_SLACK, overlap)
-            thin = prompt.too_thin(config.image_size)
-            return Tiling(thin_tile(*scale, prompt.sizes, overlap) if thin else None, AUTO_SLACK, overlap)
+            side = auto_tile(*scale) if tile == "auto" else thin_tile(*scale, prompt.sizes, overlap)
+            return Tiling(side, AUTO_SLACK, overlap)
         is_side = isinstance(tile, (int, np.integer)) and not isinstance(tile, bool)
         if tile is not None and not (is_side and tile >= config.patch_size):
             raise ValueError(

@@ -86,6 +86,11 @@ def test_options_reach_the_job(folder, model, monkeypatch):
     assert seen["examples"][0].names == {1: "cell", 2: "nucleus"}
 
 
+def test_large_images_are_read_where_they_are_asked_for(folder, model, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses what has twice as many
+    assert run(folder, "--no-calibrate", "--max-pixels", 32 * 32) == 0 and Image.MAX_IMAGE_PIXELS == 32 * 32
+
+
 def test_packs_alone_and_beside_examples(folder, model, capsys):
     """Files and names; and a line for whoever's ids changed."""
     shown = example([1], looks=[9, 1], names={1: "nucleus"})

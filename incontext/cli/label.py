@@ -146,6 +146,8 @@ def run(args: argparse.Namespace) -> int:
         ValueError: arguments, examples, packs or the model are wrong.
         JobStopped: the job cannot go on now.
     """
+    from PIL import Image
+
     from incontext.labeling import LabelConfig, label, open_examples
     from incontext.pack.library import open_pack
 
@@ -171,6 +173,8 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         **({} if args.max_pixels is None else {"max_pixels": args.max_pixels}),
     )
+    if args.max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # who asks for large images trusts them
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, args.max_pixels)
     if args.corrections is not None and not args.corrections.is_dir():
         raise ValueError(f"--corrections: expected a folder of masks, got {args.corrections}")
     packs = [open_pack(each) for each in args.pack]
