@@ -25,7 +25,7 @@ from incontext.types import IGNORE
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """What counts as an image."""
 
-_IGNORED = 255
+_IGNORED, _IGNORED_DEEP = 255, 0xFFFF  # in 8 and in 16 bits, as `incontext.open_labels` reads them
 
 
 class SetError(ValueError):
@@ -155,7 +155,7 @@ def find_sets(
 
 
 def read_ids(mask: Path) -> np.ndarray:
-    """Reads a mask of ids: int32 (H, W), 255 as `IGNORE`. Palette images count by their indices.
+    """Reads a mask of ids: int32 (H, W), 255 (of 16 bits, 65535) as `IGNORE`. Palette images count by their indices.
 
     Raises:
         SetError: it is not a single-channel image, or no image at all.
@@ -164,10 +164,11 @@ def read_ids(mask: Path) -> np.ndarray:
         with Image.open(mask) as image:
             if image.mode not in ("L", "P", "1", "I;16", "I"):
                 raise SetError(f"{mask}: expected a mask of ids (8-bit grey or palette), got mode {image.mode}")
+            ignored = _IGNORED if image.mode in ("L", "P", "1") else _IGNORED_DEEP
             labels = np.array(ImageOps.exif_transpose(image)).astype(np.int32)
     except (OSError, SyntaxError) as error:  # the latter is Pillow's word for a broken PNG
         raise SetError(f"{mask}: expected a mask of ids, but it cannot be read: {error}") from error
-    labels[labels == _IGNORED] = IGNORE
+    labels[labels == ignored] = IGNORE
     return labels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import sys
@@ -11,6 +12,7 @@ import torch
 from random_models import TINY, TINY_CACHED, random_inputs, random_model
 from safetensors.torch import load_file, save_file
 
+from incontext.model import weight_files
 from incontext.model.checkpoint import (
     CheckpointError,
     fingerprint,
@@ -117,6 +119,26 @@ def test_shards_round_trip(model, tmp_path):
     assert not (tmp_path / "model.safetensors.index.json").exists()
 
 
+def test_shards_of_an_interrupted_save_do_not_mix_with_older_ones(model, tmp_path, monkeypatch):
+    path, other = tmp_path / "model.safetensors", copy.deepcopy(model)
+    with torch.no_grad():
+        other.mask_token += 1
+    save_checkpoint(model, path, shard_bytes=100_000)
+    write, calls = weight_files._write_one, []
+
+    def interrupt(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(*args)
+
+    monkeypatch.setattr(weight_files, "_write_one", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(other, path, shard_bytes=100_000)
+    assert_same_model(load_checkpoint(path), model)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_published_format_round_trips_without_a_config(tmp_path):
     model = random_model(PUBLISHED)
     path = tmp_path / "seggpt.pth"
@@ -216,7 +238,7 @@ def test_the_config_of_transformers_is_ours():
 
     assert config_from_transformers(SegGptConfig().to_dict()) == SegGPTConfig()
     assert config_from_transformers({}) == SegGPTConfig()  # defaults may be left out
-    ours = dataclasses.replace(TINY, ids_per_pass=3, loss_beta=0.5, mlp_ratio=3.0)
+    ours = dataclasses.replace(TINY, ids_per_pass=3, loss_beta=0.5, mlp_ratio=3.0, refine=True)
     assert config_from_transformers(SegGptConfig(**config_to_transformers(ours)).to_dict()) == ours
 
 

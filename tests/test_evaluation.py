@@ -27,6 +27,7 @@ from incontext.evaluation import (
 )
 from incontext.evaluation.report import agreement, aligned, markdown, save
 from incontext.evaluation.vos_videos import folder_videos
+from incontext.export import write_indexed
 from incontext.image import open_labels
 from incontext.types import IGNORE, Example, Segmentation
 
@@ -136,6 +137,15 @@ def test_255_is_ignored(tmp_path):
     (item,) = find_sets(tmp_path)[0].items
     assert np.array_equal(item.open_labels(), np.where(labels == 255, IGNORE, labels))
     assert item.ids == (1,)
+
+
+def test_in_16_bits_255_is_an_id(tmp_path):
+    labels = block((4, 4), (300, 0, 0, 2, 2), (255, 2, 2, 4, 4), (IGNORE, 0, 3, 1, 4))
+    (tmp_path / "deep" / "images").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "deep" / "images" / "a.png")
+    write_indexed(tmp_path / "deep" / "masks" / "a.png", labels)
+    (item,) = find_sets(tmp_path)[0].items
+    assert np.array_equal(item.open_labels(), labels)
 
 
 def test_all_masks_of_a_set_tell_what_255_means(tmp_path):

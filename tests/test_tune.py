@@ -98,6 +98,9 @@ def test_a_run_is_paused_and_belongs_to_its_settings_and_data(tmp_path):
         assert paused.made["steps done"] == done
     whole = tune(model, images(), brief, folder=tmp_path)
     assert whole.made["steps done"] == 4
+    tune(model, images(), brief, folder=tmp_path / "unpaused")
+    curves = [(folder / "curve.csv").read_text() for folder in (tmp_path, tmp_path / "unpaused")]
+    assert curves[0] == curves[1]  # a pause is no look at what is held out
     same_pack(whole, tune(model, images(), brief, folder=tmp_path))  # done: nothing to do
     with pytest.raises(PackError, match="other settings"):
         tune(model, images(), dataclasses.replace(brief, seed=1), folder=tmp_path)

@@ -196,8 +196,8 @@ def fingerprint(model: SegGPT | Checkpoint) -> str:
 
     Weights count at bfloat16 precision, so a model and the same one loaded as bfloat16 agree; one that was
     stored as float16 has been rounded twice and is another model. Settings for training and prediction (loss,
-    stochastic depth, ids per pass) do not count, nor do fields that have their default, so that fields added
-    later change nothing.
+    stochastic depth, ids per pass, one by one) do not count, but `refine` does; fields that have their default do
+    not, so that fields added later change nothing.
 
     Returns:
         64 hexadecimal digits.

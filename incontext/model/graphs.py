@@ -166,7 +166,7 @@ class Graphs:
                 if len(self._seen) > _KNOWN:
                     self._seen.popitem(last=False)
                 return function(model, inputs, kept)
-            graph = self._make(model, function, inputs, kept)
+            graph = self._make(model, function, inputs, kept, key[-1])
             if graph is None:
                 return function(model, inputs, kept)
             self._graphs[key] = graph
@@ -182,8 +182,11 @@ class Graphs:
         return any(self._hooks)
 
     @torch.inference_mode()
-    def _make(self, model: SegGPT, function: Callable, inputs: tuple, kept: tuple | None) -> _Graph | None:
-        pool = next(iter(self._graphs.values())).graph.pool() if self._graphs else None
+    def _make(
+        self, model: SegGPT, function: Callable, inputs: tuple, kept: tuple | None, stream: Hashable
+    ) -> _Graph | None:
+        # What runs on one stream runs one after the other, and may share memory.
+        pool = next((graph.graph.pool() for key, graph in self._graphs.items() if key[-1] == stream), None)
         own_inputs, own_kept = _map(_copy, inputs), _map(_copy, kept)
         run = functools.partial(function, model, own_inputs, own_kept)
         run()  # once more, where its own inputs lie

@@ -51,6 +51,7 @@ _FIELD_TABLE: tuple[tuple[str, str, Any], ...] = (
     # transformers keeps fields it does not know and does nothing with them.
     ("ids_per_pass", "incontext_ids_per_pass", 10),
     ("one_by_one", "incontext_one_by_one", False),
+    ("refine", "incontext_refine", False),
 )
 
 # What transformers could vary and SegGPT does not.

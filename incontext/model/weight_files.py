@@ -208,7 +208,7 @@ def _draft(path: Path) -> Iterator[Path]:
 def write_safetensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], shard_bytes: int | None = None
 ) -> None:
-    """Writes tensors and metadata as safetensors, each file atomically.
+    """Writes tensors and metadata as safetensors, each file whole or not at all, and shards when all are there.
 
     Args:
         tensors: to store, on any device.
@@ -232,25 +232,27 @@ def write_safetensors(
         size += bytes_of_tensor
     index = path.with_name(path.name + INDEX_SUFFIX)
     if len(shards) == 1:
-        _write_one(shards[0], path, metadata)
+        with _draft(path) as draft:
+            _write_one(shards[0], draft, metadata)
         index.unlink(missing_ok=True)
         return
     places = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}"
-        _write_one(shard, path.with_name(name), metadata)
-        places.update(dict.fromkeys(shard, name))
+    with contextlib.ExitStack() as drafts:  # no shard takes the place of an older one before all are written
+        for number, shard in enumerate(shards, start=1):
+            name = f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}"
+            _write_one(shard, drafts.enter_context(_draft(path.with_name(name))), metadata)
+            places.update(dict.fromkeys(shard, name))
+        index.unlink(missing_ok=True)  # and nobody reads while some have
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     write_json({"metadata": {"total_size": total}, "weight_map": places}, index)
     path.unlink(missing_ok=True)  # or the old single file would hide the shards
 
 
-def _write_one(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    with _draft(path) as draft:
-        draft.touch()
-        mode = draft.stat().st_mode
-        save_file(tensors, draft, metadata={"format": "pt", **metadata})
-        draft.chmod(mode)  # safetensors makes files that their owner alone can read
+def _write_one(tensors: dict[str, Tensor], draft: Path, metadata: Mapping[str, str]) -> None:
+    draft.touch()
+    mode = draft.stat().st_mode
+    save_file(tensors, draft, metadata={"format": "pt", **metadata})
+    draft.chmod(mode)  # safetensors makes files that their owner alone can read
 
 
 def write_pth(tensors: Mapping[str, Tensor], path: Path) -> None:

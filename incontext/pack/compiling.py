@@ -33,8 +33,9 @@ def compile_pack(
     tile: int | None = None,
     ids_per_pass: int | None = None,
 ) -> PromptPack:
-    """Makes a pack of examples as they are. It segments as they do, to the last bit (where tiles and several
-    passes come together, they may be cut in other places).
+    """Makes a pack of examples as they are. It segments as they do, to the last bit, but where tiles and several
+    passes come together, which may be cut in other places, and where examples have pixels of which nothing is known:
+    in a pack these are background, as the model sees them anyway, when pixels are compared, too.
 
     Args:
         model: whose input size the examples are brought to.

@@ -120,6 +120,7 @@ class _Run:
         groups = [{"params": [value], "lr": rates[key], "rate": rates[key]} for key, value in learned]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
         self.step = 0
+        self.lately: list[Tensor] = []  # losses of the steps since the last look
         self.rows: list[dict[str, float]] = []
         self.best = self._pack(self.average)
         self.stale = 0
@@ -132,24 +133,23 @@ class _Run:
 
     def go(self) -> None:
         """Learns until the steps are done, nothing is gained any more, or the time is up."""
-        config, started, lately = self.config, time.monotonic(), []
+        config, started = self.config, time.monotonic()
         if not self.rows:
-            self._look([])
+            self._look()
         # disable=None: silent unless standard error is a terminal
         with tqdm(total=config.steps, initial=self.step, unit="step", disable=None, file=sys.stderr) as bar:
             while not self.over:
-                lately.append(self._learn())
+                self.lately.append(self._learn())
                 self.step += 1
                 bar.update()
-                late = config.minutes and time.monotonic() - started > 60 * config.minutes
-                if late or self.step == config.steps or self.step % config.evaluate_every == 0:
-                    self._look(lately)
-                    lately = []
+                if self.step == config.steps or self.step % config.evaluate_every == 0:
+                    self._look()
                     row = self.rows[-1]
                     bar.set_postfix_str(
                         f"held out: loss {row['held_out_loss']:.4f}, IoU {100 * row['held_out_iou']:.1f}"
                     )
-                if late:
+                if config.minutes and time.monotonic() - started > 60 * config.minutes:
+                    self._save()  # between two looks: what is kept, and when to stop, must not depend on pauses
                     log.info("paused at step %d of %d; run again to go on", self.step, config.steps)
                     return
 
@@ -264,7 +264,7 @@ class _Run:
         shown, seen = np.unique(drawn, return_inverse=True)
         return shown.tolist(), torch.from_numpy(seen.reshape(drawn.shape)).to(self.device)
 
-    def _look(self, lately: list[Tensor]) -> None:
+    def _look(self) -> None:
         """Scores the average on what is held out, keeps the best, and saves the state."""
         pack = self._pack(self.average)
         held = self._score(pack)
@@ -273,11 +273,12 @@ class _Run:
         self.stale = 0 if gained else self.stale + 1
         if gained:
             self.best = pack
-        mean = torch.stack(lately).mean().item() if lately else math.nan
+        mean = torch.stack(self.lately).mean().item() if self.lately else math.nan
         self.rows.append({"step": self.step, "loss": mean, **row})
+        self.lately = []
         if self.folder is not None:
             write_curve(self.rows, self.folder / "curve.csv")
-            self._save()
+        self._save()
 
     def _score(self, pack: PromptPack) -> Score:
         config = self.config
@@ -294,11 +295,14 @@ class _Run:
         return json.dumps({**fields, "data": self.data.digest, "model": self.base["fingerprint"]}, sort_keys=True)
 
     def _save(self) -> None:
+        if self.folder is None:
+            return
         state = {
             "identity": self._identity,
             "step": self.step,
             "stale": self.stale,
             "rows": self.rows,
+            "lately": self.lately,
             "prompt": self.prompt.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -318,6 +322,7 @@ class _Run:
                 "or another folder to start anew"
             )
         self.step, self.stale, self.rows = state["step"], state["stale"], state["rows"]
+        self.lately = [loss.to(self.device) for loss in state.get("lately", [])]
         self.prompt.load_state_dict(state["prompt"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
