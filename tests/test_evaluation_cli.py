@@ -55,6 +55,14 @@ def test_davis_compares_memories_and_policies(data, model, tmp_path, capsys):
     assert "fifo 2" in capsys.readouterr().out
 
 
+def test_masks_are_not_used_again_for_other_data(data, model, tmp_path, capsys):
+    command = ["eval", "davis", str(data / "clip"), "--memory", "0", *model, "-o", str(tmp_path / "out")]
+    assert main([*command, "--year", "2016"]) == 0
+    assert main([*command, "--year", "2017"]) == 2
+    assert "same settings" in capsys.readouterr().err
+    assert read(tmp_path / "out")["settings"]["year"] == 2016
+
+
 def test_folders_are_shown_as_asked_for(data, model, tmp_path):
     scores = []
     for number, options in enumerate(([], ["--tile", "16", "--overlap", "0"], ["--flip", "--batch-size", "2"])):

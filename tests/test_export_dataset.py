@@ -27,6 +27,25 @@ def test_one_by_one_is_all_at_once(tmp_path, format):
             assert item.name(1) == "cell"
 
 
+@pytest.mark.parametrize("format", sorted(set(FORMATS) - {"yolo"}))
+def test_images_of_one_stem_stay_apart_when_others_join(tmp_path, format):
+    heights = {"a.jpg": 12, "a.png": 13, "b.jpg": 14}
+    for names in (["a.jpg", "a.png"], ["b.jpg"], ["a.jpg"], ["a.png"]):
+        given = [segmentation(size=(heights[name], 16)) for name in names]
+        ic.write_dataset(given, tmp_path, file_name=names, format=format)
+    found = [(item.file_name, item.size[0]) for item in ic.read_dataset(tmp_path, format=format)]
+    assert sorted(found) == sorted(heights.items())
+
+
+def test_masks_that_change_their_image_are_read_first(tmp_path):
+    names = ["x.jpg", "y.jpg"]
+    ic.write_dataset([segmentation(), segmentation(size=(13, 16))], tmp_path, file_name=names, format="png")
+    (tmp_path / "images.csv").write_text("image,mask\nx.jpg,y.png\ny.jpg,x.png\n")
+    ic.write_dataset(segmentation(), tmp_path, file_name="z.jpg", format="png")
+    found = {item.file_name: item.size[0] for item in ic.read_dataset(tmp_path, format="png")}
+    assert found == {"x.jpg": 13, "y.jpg": 12, "z.jpg": 12}
+
+
 def test_an_image_is_replaced_and_classes_merge_by_name(tmp_path):
     ic.write_dataset(segmentation(), tmp_path, file_name="a.jpg")
     ic.write_dataset(segmentation(id=5, name="cell"), tmp_path, file_name="b.jpg")

@@ -74,6 +74,33 @@ def test_an_image_is_written_alone(tmp_path, format):
     assert found.file_name == item.file_name and len(masks(found)) == len(masks(item))
 
 
+@pytest.mark.parametrize(
+    "format, draft, lists",
+    [
+        ("labelme", ".a.0123456789ab.json", []),
+        ("yolo", "labels/.a.0123456789ab.txt", []),
+        ("png", "masks/.a.0123456789ab.png", ["images.csv"]),
+        ("voc", "SegmentationClass/.a.0123456789ab.png", ["ImageSets/Segmentation/trainval.txt"]),
+        ("voc", "ImageSets/Segmentation/.trainval.0123456789ab.txt", []),
+    ],
+)
+def test_what_a_killed_run_left_is_passed_over(tmp_path, format, draft, lists):
+    write(format, tmp_path, items())
+    for name in lists:
+        (tmp_path / name).unlink()
+    (tmp_path / draft).write_text("{cut")
+    assert len(read(format, tmp_path)) == 4
+
+
+def test_images_that_were_missing_are_found_once_they_are_there(tmp_path):
+    write("yolo", tmp_path, items())
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(FormatError, match="move or link"):
+        read("yolo", tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / "images")
+    assert len(read("yolo", tmp_path)) == 4
+
+
 def test_coco_ids_stay_when_written_again(tmp_path):
     documents = []
     for _ in range(2):
@@ -141,6 +168,22 @@ def test_voc_keeps_ignored_pixels_and_refuses_ids_above_254(tmp_path):
             np.testing.assert_array_equal(np.asarray(image) == 255, items()[1].labels == IGNORE)
     with pytest.raises(ValueError, match="up to 254, got 300"):
         FORMATS["voc"].finish([LabelledImage("x.jpg", np.full((3, 3), 300))], tmp_path / "new", {})
+
+
+def test_voc_keeps_the_largest_254_objects(tmp_path, caplog):
+    labels = np.zeros((40, 60), int)
+    labels[::2, ::2] = 5  # 600 objects
+    labels[30, 1] = 5  # which joins two of them
+    item = split_instances(LabelledImage("x.jpg", labels))
+    write("voc", tmp_path, [item, items()[0]])
+    assert "objects are left out" in caplog.text
+    with Image.open(tmp_path / "SegmentationObject/x.png") as image:
+        assert image.mode == "P" and np.asarray(image)[30, 0] not in (0, 255)
+        assert set(np.unique(image)) == {0, *range(1, 255), 255}
+        np.testing.assert_array_equal(np.asarray(image) > 0, labels > 0)  # the others are no background
+    back = read("voc", tmp_path)
+    np.testing.assert_array_equal(back["x.jpg"].labels, labels)
+    assert len(back["x.jpg"].instance_classes) == 254 and len(back) == 2
 
 
 def test_panoptic_ids_are_base_256(tmp_path):

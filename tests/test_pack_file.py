@@ -17,7 +17,7 @@ from test_pack import QUERY, equal
 
 from incontext.pack import PackError, PromptPack
 from incontext.pack.compiling import encode_pack
-from incontext.pack.library import locate_pack, open_pack
+from incontext.pack.library import locate_pack, open_pack, pack_files
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,11 @@ def test_packs_have_names(saved, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert locate_pack("small") == saved and open_pack("small").name == "small"
     assert locate_pack(saved) == saved
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()  # no folder is a pack
+    assert locate_pack("small") == saved
+    (tmp_path / ".small.0123456789ab.safetensors").write_bytes(b"cut")  # a killed run's
+    assert list(pack_files((tmp_path,))) == [saved]
     with pytest.raises(PackError, match=r"'large'.*small"):
         open_pack("large")
 

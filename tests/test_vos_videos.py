@@ -126,6 +126,22 @@ def test_objects_that_come_later_are_given_and_scored_later(youtube):
     assert [(s.id, s.category, s.frames) for s in scores] == [(1, "dog", 4), (2, "zebra", 2)]
 
 
+def test_what_is_published_for_a_server_is_not_scored(youtube, tmp_path, capsys):
+    """Annotations of the frames where an object appears, of that object alone."""
+    write_video(youtube / "valid/JPEGImages/w", tmp_path / "made/w", TRUTH)
+    for name, mask in (("00000", labels((1, 0))), ("00002", labels((2, 12))), ("00004", labels((2, 20)) // 2 * 3)):
+        write_indexed(youtube / f"valid/Annotations/w/{name}.png", mask)
+    (youtube / "valid/meta.json").unlink()
+    whole, published = videos = youtube_videos(youtube)
+    assert whole.scorable and not published.scorable and len(published.starts) == 3
+    for name in whole.annotated:
+        write_indexed(tmp_path / f"made/v/{name}.png", whole.truth(name))
+    scores, failures = score_folder(videos, tmp_path / "made")
+    assert {score.video for score in scores} == {"v"} and not failures
+    assert main(["eval", "ytvos", str(youtube), "--results", str(tmp_path / "made")]) == 0
+    assert "not scored, annotated only where objects appear: w" in capsys.readouterr().err
+
+
 def test_overall_means_over_seen_and_unseen(youtube):
     (video,) = youtube_videos(youtube)
     found = [labels((1, t)) for t in range(6)]  # the zebra is never found

@@ -44,7 +44,7 @@ def add_parsers(protocols: argparse._SubParsersAction) -> None:
             name,
             help=f"{title}: masks for its server, and scores where there is truth",
             description=f"Tracks {title} (JPEGImages, Annotations, meta.json), objects from the frame where they "
-            f"appear, writes what its server takes, and scores videos with annotations on all frames. {_LAYOUT}",
+            f"appear, writes what its server takes, and scores videos with further annotations. {_LAYOUT}",
         )
         parser.add_argument("--split", default="valid", help="folder of the split, where PATH has some (default valid)")
         _add_tracking(parser)
@@ -103,25 +103,24 @@ def _add_tracking(parser: argparse.ArgumentParser) -> None:
 
 def run_davis(args: argparse.Namespace) -> int:
     """Runs `incontext eval davis`; returns the exit status."""
-    from incontext.evaluation.vos_videos import davis_videos, open_videos
+    from incontext.evaluation.vos_videos import davis_videos
 
     options = {"year": args.year, "split": args.split, "resolution": args.resolution}
-    return _run(args, open_videos(davis_videos, args.data, **options), top="", seen=None)
+    return _run(args, davis_videos, options, top="", seen=None)
 
 
 def run_ytvos(args: argparse.Namespace) -> int:
     """Runs `incontext eval ytvos`; returns the exit status."""
-    from incontext.evaluation.vos_videos import open_videos, seen_categories, youtube_videos
+    from incontext.evaluation.vos_videos import seen_categories, youtube_videos
 
-    videos = open_videos(youtube_videos, args.data, split=args.split)
-    return _run(args, videos, top="Annotations", seen=seen_categories(args.data))
+    return _run(args, youtube_videos, {"split": args.split}, top="Annotations", seen=seen_categories(args.data))
 
 
 def run_mose(args: argparse.Namespace) -> int:
     """Runs `incontext eval mose`; returns the exit status."""
-    from incontext.evaluation.vos_videos import open_videos, youtube_videos
+    from incontext.evaluation.vos_videos import youtube_videos
 
-    return _run(args, open_videos(youtube_videos, args.data, split=args.split), top="", seen=None)
+    return _run(args, youtube_videos, {"split": args.split}, top="", seen=None)
 
 
 def run_clips(args: argparse.Namespace) -> int:
@@ -151,13 +150,15 @@ def run_clips(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run(args: argparse.Namespace, videos: list, *, top: str, seen: frozenset[str] | None) -> int:
-    """Tracks and scores, or scores only."""
+def _run(
+    args: argparse.Namespace, read: Callable, options: dict[str, object], *, top: str, seen: frozenset[str] | None
+) -> int:
+    """Tracks and scores, or scores only. An earlier run's masks count if it read the data with the same options."""
     from incontext.evaluation import tables, vos_report
     from incontext.evaluation.vos_scores import score_folder
-    from incontext.evaluation.vos_videos import choose
+    from incontext.evaluation.vos_videos import choose, open_videos
 
-    videos = choose(videos, args.videos)
+    videos = choose(open_videos(read, args.data, **options), args.videos)
     if args.results:
         if not args.results.is_dir():
             raise ValueError(f"--results: expected a folder of VIDEO/FRAME.png, found no folder {args.results}")
@@ -166,7 +167,7 @@ def _run(args: argparse.Namespace, videos: list, *, top: str, seen: frozenset[st
         runs = [vos_report.VosRun(args.results.name, tuple(scores), failures=failures)]
     else:
         predictor = open_predictor(args)
-        settings = {"model": predictor.fingerprint, "data": str(args.data.resolve())}
+        settings = {"model": predictor.fingerprint, "data": str(args.data.resolve()), **options}
         tracks = _tracks(args, predictor)
         with tempfile.TemporaryDirectory(prefix="incontext-") as spare:
             folder = args.output or Path(spare)
@@ -182,13 +183,16 @@ def _run(args: argparse.Namespace, videos: list, *, top: str, seen: frozenset[st
         print(tables.align(vos_report.compare(runs)))
         print("percent, means over objects, first and last frame left out")
     else:
-        print("no scores: no video has annotations on all frames")
+        print("no scores: no video is annotated beyond the frames where objects appear")
+    unscored = [video.name for video in videos if not video.scorable]
+    if scored and unscored:
+        print(f"not scored, annotated only where objects appear: {', '.join(unscored)}", file=sys.stderr)
     for run in runs if scored and seen else ():
         numbers = vos_report.overall(run, seen)
         print(f"{run.name}: " + ", ".join(f"{name} {tables.percent(value)}" for name, value in numbers.items()))
     if args.output:
-        settings = {"data": str(args.data), "model": args.model, "memory": args.memory, "policy": args.policy}
-        written = vos_report.save(runs, args.output, settings)
+        chosen = {"model": args.model, "memory": args.memory, "policy": args.policy}
+        written = vos_report.save(runs, args.output, {"data": str(args.data), **options, **chosen})
         print("wrote " + ", ".join(str(path) for path in written))
     for run in runs:
         for video, error in run.failures.items():

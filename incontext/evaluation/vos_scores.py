@@ -136,7 +136,7 @@ def score_folder(videos: Iterable[Video], folder: Path) -> tuple[list[ObjectScor
     """Scores indexed PNGs, FOLDER/VIDEO/FRAME.png, made here or elsewhere.
 
     Args:
-        videos: those with fewer than three annotated frames have no truth to score against, and are left out.
+        videos: those that are not scorable have no truth to score against, and are left out.
         folder: of the masks.
 
     Returns:
@@ -145,7 +145,7 @@ def score_folder(videos: Iterable[Video], folder: Path) -> tuple[list[ObjectScor
     scores: list[ObjectScore] = []
     failures: dict[str, str] = {}
     for video in videos:
-        if len(video.annotated) < 3:
+        if not video.scorable:
             continue
         try:
             scores += score_video(video, lambda name, v=video: read_result(folder / v.name / f"{name}.png", v.binary))

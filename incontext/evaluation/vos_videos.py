@@ -51,6 +51,21 @@ class Video:
         """Names of the frames that have an annotation, in order."""
         return [path.stem for path in self.frames if path.stem in self.masks]
 
+    @cached_property
+    def scorable(self) -> bool:
+        """Whether at least three frames are annotated, and any object in more than the frame where it appears.
+
+        What servers score is published without more. A video whose masks cannot be read counts: scoring tells why.
+        """
+        if len(self.annotated) < 3:
+            return False
+        try:
+            return any(
+                self.starts.get(int(id), name) != name for name in self.annotated for id in np.unique(self.truth(name))
+            )
+        except VideoError:
+            return True
+
     def images(self) -> Iterator[np.ndarray]:
         """The frames, uint8 (H, W, 3) each, one by one."""
         return (open_image(path) for path in self.frames)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,16 +52,17 @@ def write_dataset(
     if isinstance(file_name, (str, os.PathLike)):
         file_name = [file_name]
     names = [Path(name).as_posix() for name in file_name]
-    old: list[LabelledImage] | Iterator[LabelledImage] = []
-    if (Path(out) / form.document).is_file():
-        old = form.read(out, images_root)
+    # All is read before anything is written, since an image may get the file of another; packed, so that it fits.
+    old: list[bytes] = []
     classes: dict[int, str] = {}
+    for item in form.read(out, images_root) if (Path(out) / form.document).is_file() else ():
+        classes.update(item.names)
+        if item.file_name not in names:
+            old.append(zlib.compress(pickle.dumps(item), 1))
 
     def items() -> Iterator[LabelledImage]:
-        for item in old:
-            classes.update(item.names)
-            if item.file_name not in names:
-                yield item
+        for packed in old:
+            yield pickle.loads(zlib.decompress(packed))
         for name, segmentation in zip(names, segmentations, strict=True):
             item = LabelledImage(name, segmentation.labels, segmentation.names, segmentation.scores)
             item = _with_ids_of(item, classes)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from incontext.export.class_table import ClassTable
 from incontext.export.documents import FormatError, parsing, read_text, write_text
-from incontext.export.file_names import LabelFiles, find_image, label_file, relative_stem
+from incontext.export.file_names import ImageFinder, LabelFiles, find_files, label_file, relative_stem
 from incontext.export.labelled import LabelledImage
 from incontext.export.raster import write_indexed
 from incontext.image import open_labels
@@ -93,7 +93,8 @@ def _list(root: Path, images: Path) -> list[tuple[str, str]]:
             if not all(image and mask for image, mask in pairs):
                 raise ValueError("a row without an image or a mask")
             return pairs
-    stems = [relative_stem(path, root / "masks") for path in sorted((root / "masks").rglob("*.png"))]
+    stems = [relative_stem(path, root / "masks") for path in find_files(root / "masks", ".png")]
     if not stems:
         raise FormatError(f"{root}: expected masks as masks/NAME.png, found none; check the path")
-    return [(find_image(images, stem) or f"{stem}.png", f"{stem}.png") for stem in stems]
+    finder = ImageFinder(images)
+    return [(finder.find(stem) or f"{stem}.png", f"{stem}.png") for stem in stems]

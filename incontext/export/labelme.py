@@ -9,6 +9,7 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from incontext.export.class_table import CLASS_IDS, ClassTable, number_names
 from incontext.export.documents import FormatError, parsing, read_json, write_json
-from incontext.export.file_names import LabelFiles, label_file
+from incontext.export.file_names import LabelFiles, find_files, label_file
 from incontext.export.labelled import LabelledImage, LabelledObject
 from incontext.export.losses import NO_AREA, Losses
 from incontext.export.polygons import fill
@@ -37,8 +38,8 @@ def write_image(item: LabelledImage, root: str | os.PathLike) -> None:
 
 
 def finish(items: Iterable[LabelledImage], root: str | os.PathLike, class_names: Mapping[int, str]) -> None:
-    """Writes the whole dataset: every image's file, then which id each name has."""
-    files, table = LabelFiles(".json"), ClassTable(class_names)
+    """Writes the whole dataset: every image's file, then which id each name has. Images stay in the files they have."""
+    files, table = _label_files(Path(root)), ClassTable(class_names)
     for item in items:
         for id in item.ids:
             table.name(item, id)
@@ -60,7 +61,7 @@ def read(source: str | os.PathLike, images_root: str | os.PathLike | None = None
         FormatError: there are no files, or one is broken.
     """
     root = Path(source)
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*.json") if p.name != CLASS_IDS)
+    files = [root] if root.is_file() else _files(root)
     if not files:
         raise FormatError(f"{root}: expected labelme files NAME.json, found none; check the path")
     folder = root.parent if root.is_file() else root
@@ -71,12 +72,31 @@ def read(source: str | os.PathLike, images_root: str | os.PathLike | None = None
         with parsing(file, "a labelme file (shapes, imagePath, imageHeight, imageWidth)"):
             document = read_json(file)
             size = (int(document["imageHeight"]), int(document["imageWidth"]))
-            image = PurePosixPath(str(document["imagePath"]).replace("\\", "/")).name
             objects = _objects_of(document["shapes"], size, ids | _SPECIAL, losses)
-            name = (PurePosixPath(file.parent.relative_to(folder).as_posix()) / image).as_posix()
+            name = _image_name(document, file, folder)
             item = LabelledImage.from_objects(name, size, objects, names)
         yield item
     losses.report()
+
+
+def _files(root: Path) -> list[Path]:
+    return [file for file in find_files(root, ".json") if file.name != CLASS_IDS]
+
+
+def _image_name(document: dict, file: Path, root: Path) -> str:
+    image = PurePosixPath(str(document["imagePath"]).replace("\\", "/")).name
+    return (PurePosixPath(file.parent.relative_to(root).as_posix()) / image).as_posix()
+
+
+def _label_files(root: Path) -> LabelFiles:
+    """Keeps those that are not called as their image: no list says which is whose, so an image must not have two."""
+    files = LabelFiles(".json")
+    for file in _files(root):
+        with suppress(FormatError), parsing(file, "a labelme file with an imagePath"):
+            name, image = file.relative_to(root).as_posix(), _image_name(read_json(file), file, root)
+            if name != label_file(image, ".json"):
+                files.keep(image, name)
+    return files
 
 
 def _document(item: LabelledImage) -> dict[str, Any]:

@@ -11,6 +11,7 @@ HOLES = "holes are filled"
 PARTS = "parts became objects of their own"
 IGNORED = "images lose their ignored pixels, which become background"
 SHARED = "images are left out, since another has the same name but for its suffix"
+MANY = "objects are left out, the smallest of images that have more than 254"
 NO_AREA = "points and lines are passed over, since they have no area"
 
 

@@ -1,8 +1,8 @@
 """Pascal VOC folders: palette PNGs with VOC's colours, 255 for what is ignored. Pictures are not copied.
 
 ROOT/SegmentationClass/NAME.png    class ids up to 254
-ROOT/SegmentationObject/NAME.png   objects, where they were told apart
-ROOT/Annotations/NAME.xml          the image's name and size, and the box of every object
+ROOT/SegmentationObject/NAME.png   objects, where they were told apart; the 254 largest of an image
+ROOT/Annotations/NAME.xml          the image's name and size, and the boxes of these objects
 ROOT/ImageSets/Segmentation/trainval.txt
 ROOT/labelmap.txt                  names and colours of the classes, as CVAT and Datumaro know them
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,8 +19,9 @@ import numpy as np
 
 from incontext.export.class_table import ClassTable
 from incontext.export.documents import FormatError, parsing, read_text, read_xml, write_text, write_xml
-from incontext.export.file_names import LabelFiles, find_image, relative_stem
+from incontext.export.file_names import ImageFinder, LabelFiles, find_files, relative_stem
 from incontext.export.labelled import LabelledImage
+from incontext.export.losses import MANY, Losses
 from incontext.export.raster import write_indexed
 from incontext.export.shapes import box_of
 from incontext.image import open_labels
@@ -39,12 +41,12 @@ VOC_NAMES = (
 
 
 def finish(items: Iterable[LabelledImage], root: str | os.PathLike, class_names: Mapping[int, str]) -> None:
-    """Writes the whole dataset: masks and annotations, then the lists.
+    """Writes the whole dataset: masks and annotations, then the lists. Warns how many objects were left out.
 
     Raises:
         ValueError: a class id is above 254, which VOC's masks cannot hold.
     """
-    root, files, table = Path(root), LabelFiles(".png"), ClassTable(class_names)
+    root, files, table, losses = Path(root), LabelFiles(".png"), ClassTable(class_names), Losses("VOC")
     stems: list[str] = []
     ignored = False
     for item in items:
@@ -57,11 +59,13 @@ def finish(items: Iterable[LabelledImage], root: str | os.PathLike, class_names:
             (root / "SegmentationObject" / mask).unlink(missing_ok=True)  # of an earlier mask
         write_indexed(root / "SegmentationClass" / mask, item.labels)
         if item.instances is not None:
-            objects = np.where(item.labels == IGNORE, IGNORE, item.instances)
-            write_indexed(root / "SegmentationObject" / mask, objects)
+            objects, item = item.instances, _largest(item, losses)
+            unknown = (item.labels == IGNORE) | (objects > 0) & (item.instances == 0)
+            write_indexed(root / "SegmentationObject" / mask, np.where(unknown, IGNORE, item.instances))
         write_xml(root / "Annotations" / f"{stems[-1]}.xml", _annotation(item, table))
     write_text(root / _LIST, "".join(f"{stem}\n" for stem in stems))
     write_text(root / FILE, _label_map(dict(table.items()), ignored))
+    losses.report()
 
 
 def read(source: str | os.PathLike, images_root: str | os.PathLike | None = None) -> Iterator[LabelledImage]:
@@ -75,7 +79,7 @@ def read(source: str | os.PathLike, images_root: str | os.PathLike | None = None
         FormatError: there are no masks, or a file is broken.
     """
     root = Path(source)
-    names = _read_label_map(root / FILE)
+    names, finder = _read_label_map(root / FILE), ImageFinder(images_root or root / "JPEGImages")
     for stem in _stems(root):
         mask, objects = (root / folder / f"{stem}.png" for folder in ("SegmentationClass", "SegmentationObject"))
         with parsing(mask, "a mask"):
@@ -83,9 +87,22 @@ def read(source: str | os.PathLike, images_root: str | os.PathLike | None = None
             instances = open_labels(objects).clip(min=0) if objects.is_file() else None
             if instances is not None:
                 instances[labels == IGNORE] = 0  # VOC's own masks have a rim between objects
-            name = _image_name(root, stem, Path(images_root or root / "JPEGImages"))
+            name = _image_name(root, stem, finder)
             item = LabelledImage(name, labels, names, instances=instances)
         yield item
+
+
+def _largest(item: LabelledImage, losses: Losses) -> LabelledImage:
+    """An image with as many of its objects as the 8 bits of a palette PNG hold; the pixels of others keep a class."""
+    if item.instances.max() <= _TOP:
+        return item
+    areas = np.bincount(item.instances.ravel())
+    kept = sorted(sorted(item.instance_classes, key=lambda number: -areas[number])[:_TOP])
+    losses.add(MANY, len(item.instance_classes) - len(kept))
+    numbers = np.zeros(len(areas), np.int32)
+    numbers[kept] = np.arange(1, len(kept) + 1)
+    classes = {k: item.instance_classes[number] for k, number in enumerate(kept, start=1)}
+    return replace(item, instances=numbers[item.instances], instance_classes=classes, instance_scores={})
 
 
 def _annotation(item: LabelledImage, table: ClassTable) -> ElementTree.Element:
@@ -139,22 +156,23 @@ def _read_label_map(path: Path) -> dict[int, str]:
 
 
 def _stems(root: Path) -> list[str]:
-    lists = sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))
+    folder = root / "ImageSets" / "Segmentation"
+    lists = [path for path in find_files(folder, ".txt") if path.parent == folder]
     if lists:
         return list(
             dict.fromkeys(line.strip() for path in lists for line in read_text(path).splitlines() if line.strip())
         )
     masks = root / "SegmentationClass"
-    stems = [relative_stem(path, masks) for path in sorted(masks.rglob("*.png"))]
+    stems = [relative_stem(path, masks) for path in find_files(masks, ".png")]
     if not stems:
         raise FormatError(f"{root}: expected masks as SegmentationClass/NAME.png, found none; check the path")
     return stems
 
 
-def _image_name(root: Path, stem: str, images: Path) -> str:
+def _image_name(root: Path, stem: str, finder: ImageFinder) -> str:
     annotation = root / "Annotations" / f"{stem}.xml"
     if annotation.is_file():
         name = read_xml(annotation).findtext("filename")
         if name:
             return name
-    return find_image(images, stem) or f"{stem}.jpg"
+    return finder.find(stem) or f"{stem}.jpg"

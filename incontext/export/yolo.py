@@ -14,7 +14,7 @@ import numpy as np
 
 from incontext.export.class_table import ClassTable, number_names
 from incontext.export.documents import FormatError, parsing, read_text, write_text
-from incontext.export.file_names import LabelFiles, find_image, label_file, relative_stem
+from incontext.export.file_names import ImageFinder, LabelFiles, find_files, label_file, relative_stem
 from incontext.export.labelled import LabelledImage, LabelledObject, largest_first
 from incontext.export.losses import HOLES, IGNORED, PARTS, SHARED, Losses
 from incontext.export.polygons import fill, trace
@@ -68,12 +68,12 @@ def read(source: str | os.PathLike, images_root: str | os.PathLike | None = None
     names = _read_names(root / FILE)
     ids = number_names(names.values(), root)
     images, labels = Path(images_root or root / "images"), root / "labels"
-    files = sorted(labels.rglob("*.txt"))
+    files, finder = find_files(labels, ".txt"), ImageFinder(images)
     if not files:
         raise FormatError(f"{root}: expected labels as labels/NAME.txt, found none; check the path")
     for file in files:
         stem = relative_stem(file, labels)
-        name = find_image(images, stem)
+        name = finder.find(stem)
         if name is None:
             raise FormatError(
                 f"{file}: expected its image {images / stem}.*, which tells the size, found none; move or link the "

@@ -38,7 +38,7 @@ def locate_pack(name_or_path: str | Path) -> Path:
         PackError: there is none of this name.
     """
     path = Path(name_or_path).expanduser()
-    if path.exists() or path.suffix == SUFFIX or path.name != str(name_or_path):
+    if path.is_file() or path.suffix == SUFFIX or path.name != str(name_or_path):
         return path
     for folder in (SHIPPED, pulled_folder()):
         if (folder / f"{path.name}{SUFFIX}").is_file():
@@ -50,4 +50,4 @@ def locate_pack(name_or_path: str | Path) -> Path:
 def pack_files(folders: tuple[Path, ...] | None = None) -> Iterator[Path]:
     """The files of all packs in some folders; by default those that have a name. Sorted within each folder."""
     for folder in (SHIPPED, pulled_folder()) if folders is None else folders:
-        yield from sorted(folder.glob(f"*{SUFFIX}"))
+        yield from sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
