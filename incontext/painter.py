@@ -122,7 +122,7 @@ class Painter:
         missing = [index for index in indexes if keys[index] not in kept]
         if len(missing) > 1:
             pairs = [self._canvases(prompt, index, manner, None, mirrored) for index in missing]
-            images, targets = (torch.cat(each) for each in zip(*pairs, strict=True))
+            images, targets = pairs[0][0], torch.cat([each for _, each in pairs])
             tokens = [prompt.tokens(index, ensemble=manner.ensemble) for index in missing]
             for index, cache in zip(missing, self._encode(images, targets, tokens, manner, mirrored), strict=True):
                 kept[keys[index]] = _Condition(cache=cache)
@@ -236,7 +236,8 @@ class Painter:
     def _encode(
         self, images: Tensor, targets: Tensor, tokens: list[Tensor | None], manner: Manner, mirrored: bool
     ) -> list[PromptCache]:
-        """The caches of P passes, whose examples (P, N, 3, h, w) go through the model at once, with their tokens."""
+        """The caches of P passes, whose targets (P, N, 3, h, w) go through the model at once, with their tokens; the
+        images (1, N, 3, h, w) are the same in all."""
         with _evaluating(self.model):
             caches = self.model.encode_prompt(images, targets, kind=manner.kind).split()
         return [

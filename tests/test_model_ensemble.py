@@ -170,6 +170,21 @@ def test_cache_holds_no_more_than_keys_values_and_border(cached):
     assert cache.border.shape == (1, TINY.grid[1], len(TINY.tap_layers) * TINY.width)
 
 
+@torch.no_grad()
+def test_images_that_are_painted_in_several_ways_are_encoded_once(cached):
+    _, images, targets = inputs(batch=3, count=2)
+    spread, shapes = images[:1].expand_as(targets), []
+    watch = cached.blocks[0].norm1.register_forward_hook(lambda _, args, __: shapes.append(args[0].shape[:2]))
+    once, each = (cached.encode_prompt(shown, targets) for shown in (images[:1], spread))
+    watch.remove()
+    assert shapes[0] == (4, 2) and (6, 2) in shapes
+    for one, other in zip(once.layers, each.layers, strict=True):
+        assert_same(one.key, other.key)
+        assert_same(one.value, other.value)
+    assert_same(once.border, each.border)
+    assert_same(once.target, each.target)
+
+
 def test_cache_errors(cached):
     query, images, targets = inputs(batch=3, count=1)
     two = cached.encode_prompt(images[:2], targets[:2])
@@ -179,6 +194,8 @@ def test_cache_errors(cached):
         cached.forward_cached(query[..., :24], two)
     with pytest.raises(ValueError, match="must both be"):
         cached.encode_prompt(images, targets[:, :, :, :8])
+    with pytest.raises(ValueError, match="must both be"):
+        cached.encode_prompt(images[:2], targets)
     with pytest.raises(ValueError, match="N of 1 or more"):
         cached.encode_prompt(images[:, :0], targets[:, :0])
     with pytest.raises(ValueError, match="kind must be"):

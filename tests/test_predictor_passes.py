@@ -53,7 +53,7 @@ def test_together_as_one_by_one(model, which, flip):
 
 
 def test_many_classes_take_few_runs(model, monkeypatch):
-    """At most `batch_size` canvases at once, encoding among them."""
+    """At most `batch_size` canvases at once, encoding among them, and one image for all."""
     sizes = []
     run, encode = SegGPT.forward_passes, SegGPT.encode_prompt
 
@@ -61,9 +61,10 @@ def test_many_classes_take_few_runs(model, monkeypatch):
         sizes.append(len(caches))
         return run(self, query, caches)
 
-    def count_and_encode(self, images, *args, **options):
-        sizes.append(-len(images))
-        return encode(self, images, *args, **options)
+    def count_and_encode(self, images, targets, **options):
+        assert len(images) == 1
+        sizes.append(-len(targets))
+        return encode(self, images, targets, **options)
 
     monkeypatch.setattr(SegGPT, "forward_passes", count_and_run)
     monkeypatch.setattr(SegGPT, "encode_prompt", count_and_encode)

@@ -164,7 +164,8 @@ class SegGPT(nn.Module):
         """Computes once what queries need of their examples.
 
         Args:
-            example_images: (B, N, 3, H, W), normalised; B is 1 for a prompt that all queries share. N >= 1.
+            example_images: (B, N, 3, H, W), normalised; B is 1 for a prompt that all queries share. N >= 1. Or
+                (1, N, 3, H, W), painted in B ways: their stream, which knows of no target, is computed once.
             example_targets: (B, N, 3, H, W).
             kind: as in `forward`.
             keep_target: compute what queries that are hidden whole share, too; without, each of them computes it.
@@ -180,18 +181,20 @@ class SegGPT(nn.Module):
                 "this model's examples attend to the query, so their keys and values change with every query; "
                 "call the model with the examples instead"
             )
-        _check_pairs(example_images, example_targets)
-        grid = self._grid(example_images)
+        _check_pairs(example_images, example_targets, one_for_all=True)
+        grid, count = self._grid(example_images), len(example_targets)
         examples = self._embed_pairs(example_images, example_targets, kind)
-        target = self._embed_query_targets(example_images[:, 0], None, None, kind) if keep_target else None
+        target = self._embed_query_targets(example_targets[:, 0], None, None, kind) if keep_target else None
         layers, borders = [], []
         for index, block in enumerate(self.blocks):
             examples, kept = self._run(block.encode_examples, examples, grid)
+            if index <= self.config.merge_layer:
+                kept = KeyValue(*(_two_streams(each, count) for each in kept))
             layers.append(kept)
             if target is not None and index <= self.config.merge_layer:
                 target = self._run(block.decode_query, target, KeyValue(*(each.chunk(2)[1] for each in kept)), grid)
             if index == self.config.merge_layer:
-                examples = _merge_streams(examples)
+                examples = _merge_streams(_two_streams(examples, count))
             if index in self.config.tap_layers:
                 borders.append(self.norm(examples[:, 0, -grid[1] :]))
         kind = kind if isinstance(kind, str) else tuple(kind)
@@ -312,7 +315,7 @@ class SegGPT(nn.Module):
         return tokens + self.segment_token_y[0] + (self._positions((h, w))[1] + self._type_token(kind, batch))
 
     def _embed_pairs(self, images: Tensor, targets: Tensor, kind: str | Sequence[str]) -> Tensor:
-        """Returns tokens (2B, N, l, D): the image streams, then the target streams."""
+        """Returns tokens (2B, N, l, D), or (1 + B, ...) of one for all: the image streams, then the target streams."""
         return torch.cat(
             (
                 self._embed_examples(images, kind, self.segment_token_x),
@@ -420,8 +423,16 @@ def _merge_streams(tokens: Tensor, target: Tensor | None = None) -> Tensor:
     return rearrange(tokens, "(s b) ... -> s b ...", s=2).mean(0)
 
 
-def _check_pairs(images: Tensor, targets: Tensor) -> None:
-    if images.shape != targets.shape or images.ndim != 5 or images.shape[1] == 0 or images.shape[2] != 3:
+def _two_streams(tokens: Tensor, count: int) -> Tensor:
+    """Image streams and target streams (2B, ...), of which the former may be one for all, (1 + B, ...)."""
+    if len(tokens) == 2 * count:
+        return tokens
+    return torch.cat((tokens[:1].expand(count, *tokens.shape[1:]), tokens[1:]))
+
+
+def _check_pairs(images: Tensor, targets: Tensor, one_for_all: bool = False) -> None:
+    expected = targets[:1].shape if one_for_all and len(images) == 1 else targets.shape
+    if images.shape != expected or images.ndim != 5 or images.shape[1] == 0 or images.shape[2] != 3:
         raise ValueError(
             "example_images and example_targets must both be (B, N, 3, H, W) with N of 1 or more, got "
             f"{tuple(images.shape)} and {tuple(targets.shape)}"
