@@ -12,6 +12,7 @@ import numpy as np
 from incontext.colour_masks import Rgb
 from incontext.export.class_table import CLASS_IDS
 from incontext.export.documents import FormatError, parsing, read_json
+from incontext.export.file_names import find_files
 from incontext.export.formats import FORMATS
 from incontext.export.labelled import LabelledImage
 from incontext.image import find_colours, open_image
@@ -181,7 +182,7 @@ def _recognise(folder: Path) -> tuple[Path, str | None]:
         if (folder / mark).exists():
             return folder, format
     documents = []
-    for file in sorted(folder.rglob("*.json")):
+    for file in find_files(folder, ".json"):
         format = None if file.name in _NAMES else _format_of_document(file)
         if format == "labelme":
             return folder, format
