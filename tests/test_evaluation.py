@@ -25,6 +25,7 @@ from incontext.evaluation import (
     score_episodes,
     within_image,
 )
+from incontext.evaluation.folders import Selecting
 from incontext.evaluation.report import agreement, aligned, markdown, save
 from incontext.evaluation.vos_videos import folder_videos
 from incontext.export import write_indexed
@@ -292,6 +293,31 @@ def test_methods_are_compared_with_each_other(data):
     first, second = agreement(report)
     assert first == "two, 1 shot: 100.00 of pixels are labelled alike; IoU of masks 100.00, at least 100.00 (shapes)"
     assert second.startswith("three, 1 shot: ")
+
+
+def test_examples_can_be_chosen_for_each_query(data):
+    pools = []
+
+    def last(image, pool, count):
+        pools.append(len(pool))
+        return list(pool[-count:])
+
+    class Noting(CopyBaseline):
+        def __init__(self):
+            self.shown = []
+
+        def predict(self, image, examples, **how):
+            self.shown.append(examples)
+            return super().predict(image, examples, **how)
+
+    drawn, chosen = Noting(), Noting()
+    methods = {"drawn": drawn, "chosen": Selecting(chosen, 3, last)}
+    evaluate_folders(data, methods, sets=["shapes"], shots=(1,), baselines=False)
+    episodes = list(across_images(find_sets(data, ["shapes"])[0], 3))
+    assert pools == [3] * len(episodes)
+    for episode, one, other in zip(episodes, drawn.shown, chosen.shown, strict=True):
+        assert np.array_equal(one[0].image, episode.examples[0].image)
+        assert np.array_equal(other[0].image, episode.examples[2].image)
 
 
 def test_reports_are_aligned_and_saved(tmp_path):

@@ -72,6 +72,13 @@ def test_folders_are_shown_as_asked_for(data, model, tmp_path):
     assert len(scores[0]) == 2 and scores[0] != scores[1] and scores[0] != scores[2]
 
 
+def test_examples_are_chosen_out_of_a_pool(data, model, tmp_path):
+    command = ["eval", "folders", str(data), "--sets", "set", *model, "--pool", "3", "--no-baselines"]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 0
+    rows = read(tmp_path / "out")["scores"]
+    assert [row["method"] for row in rows] == ["tiny", "tiny of 3"] and all(row["queries"] == 4 for row in rows)
+
+
 def test_clips_clicks_and_semantic_write_their_numbers(data, model, tmp_path):
     clips = ["clips", "--objects", "2", "--clips", "1", "--frames", "8", "--size", "48", "--memory", "1"]
     semantic = ["semantic", str(data / "set"), "--examples", str(data / "set"), "--limit", "2"]

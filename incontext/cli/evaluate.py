@@ -12,7 +12,13 @@ from incontext.cli.model_options import add_device, add_one_by_one, add_refine, 
 from incontext.cli.progress import progress
 
 if TYPE_CHECKING:
-    from incontext.evaluation.folders import Shown
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from incontext.evaluation.folders import Selecting, Shown
+    from incontext.predictor import Predictor
+    from incontext.types import Example
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -34,6 +40,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=(1,),
         metavar="N,N",
         help="examples per query, such as 1,4,8 (default 1)",
+    )
+    folders.add_argument(
+        "--pool",
+        type=positive,
+        metavar="N",
+        help="also choose the examples of each query out of N, as `incontext label --select` does",
     )
     folders.add_argument("--sets", type=word_list, metavar="NAME,NAME", help="only these sets (default: all)")
     folders.add_argument(
@@ -113,11 +125,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predictors(args: argparse.Namespace) -> tuple[dict[str, Shown], dict[str, str]]:
+def _predictors(args: argparse.Namespace) -> tuple[dict[str, Shown | Selecting], dict[str, str]]:
     """Method name -> predictor; and the name in other precisions -> the name in the first."""
     if args.model == ["none"]:
         return {}, {}
-    from incontext.evaluation.folders import Shown
+    from incontext.evaluation.folders import Selecting, Shown
     from incontext.model.zoo import load_model
     from incontext.predictor import Predictor
 
@@ -138,8 +150,19 @@ def _predictors(args: argparse.Namespace) -> tuple[dict[str, Shown], dict[str, s
                 precision=precision,
             )
             found[each] = Shown(predictor, options)
+            if args.pool:
+                found[f"{each} of {args.pool}"] = Selecting(found[each], args.pool, _chooser(predictor))
         compared.update(dict.fromkeys(names[1:], names[0]))
     return found, compared
+
+
+def _chooser(predictor: Predictor) -> Callable[[np.ndarray, Sequence[Example], int], list[Example]]:
+    """Chooses examples as a label job does; what it has seen of images it keeps."""
+    from incontext.labeling.embedding import Embedder
+    from incontext.labeling.example_pool import ExamplePool
+
+    embedder = Embedder(predictor)
+    return lambda image, pool, count: ExamplePool(predictor, pool, embedder=embedder).pick(image, count)
 
 
 def _pictures(report, folder: Path) -> list[Path]:

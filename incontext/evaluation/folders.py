@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from incontext.evaluation.baselines import BASELINES
 from incontext.evaluation.episodes import Episode, across_images, first_frame, within_image
 from incontext.evaluation.metrics import Tally
@@ -41,6 +43,25 @@ class Shown:
     def predict(self, image, examples: Sequence[Example], *, ensemble: str | None = None) -> Segmentation:
         """As the predictor does, with the options."""
         return self.predictor.predict(image, examples, ensemble=ensemble, **self.options)
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """A method that is shown those of a pool that suit the image best.
+
+    Attributes:
+        method: what segments.
+        pool: how many examples there are to choose from, at least 1.
+        choose: (image, the pool, how many) -> examples.
+    """
+
+    method: Method
+    pool: int
+    choose: Callable[[np.ndarray, Sequence[Example], int], list[Example]]
+
+    def predict(self, image, examples: Sequence[Example], *, ensemble: str | None = None) -> Segmentation:
+        """As the method does, with the examples chosen."""
+        return self.method.predict(image, examples, ensemble=ensemble)
 
 
 @dataclass(frozen=True)
@@ -167,7 +188,8 @@ def evaluate_folders(
             total = _total(source, limit)
         else:
             protocol, steps = "across", shots
-            episodes, total = across_images(source, shots[-1], seed=seed, limit=limit), _total(source, limit)
+            most = max(shots[-1], *(each.pool for each in methods.values() if isinstance(each, Selecting)), 1)
+            episodes, total = across_images(source, most, seed=seed, limit=limit), _total(source, limit)
         if progress is not None:
             episodes = progress(source.name, episodes, total)
         found, shown = score_episodes(source.name, protocol, episodes, methods, steps, ensemble, samples, compared)
@@ -209,8 +231,11 @@ def score_episodes(
         names.update({id: text for e in episode.examples for id, text in e.names.items()})
         results = {}
         for (method, k), run in runs.items():
-            start = time.perf_counter()
-            found = methods[method].predict(episode.image, list(episode.examples[:k]), ensemble=ensemble)
+            start, chosen = time.perf_counter(), methods[method]
+            examples = list(episode.examples[:k])
+            if isinstance(chosen, Selecting):
+                examples = chosen.choose(episode.image, episode.examples[: chosen.pool], k)
+            found = chosen.predict(episode.image, examples, ensemble=ensemble)
             run.add(found, episode, time.perf_counter() - start)
             results[method, k] = found
         for method, other in (compared or {}).items():

@@ -32,6 +32,7 @@ class ExamplePool:
         examples: Sequence[Example],
         *,
         cache: str | os.PathLike | None = None,
+        embedder: Embedder | None = None,
         progress: Callable[[Iterable], Iterable] = iter,
     ) -> None:
         """Embeds the pool, once.
@@ -40,6 +41,7 @@ class ExamplePool:
             predictor: its model encodes the images.
             examples: at least one.
             cache: a folder in which embeddings are kept for later runs.
+            embedder: embeds the pool, instead of one with that cache; pools that overlap may share it.
             progress: wraps the loop over the examples.
 
         Raises:
@@ -48,7 +50,7 @@ class ExamplePool:
         if not examples:
             raise ValueError("expected at least one example in the pool, got none")
         self.examples = tuple(examples)
-        self._embedder = Embedder(predictor, cache)
+        self._embedder = Embedder(predictor, cache) if embedder is None else embedder
         # The queries of a job come once each: only the pool is worth keeping.
         self._query_embedder = Embedder(predictor)
         vectors, _ = self._embedder.embed([example.image for example in self.examples], progress=progress)
