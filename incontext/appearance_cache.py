@@ -169,8 +169,7 @@ class AppearanceCache:
         kept = self._samples.setdefault(example, {})
         if (ids, tile, detail) not in kept:
             patch = self._patch(example.size, tile)
-            of = (example.image, example.labels, ids, patch, self.device, detail)
-            kept[ids, tile, detail] = Sample.of(*of)
+            kept[ids, tile, detail] = Sample.of(example.image, example.labels, ids, patch, self.device, detail)
         return kept[ids, tile, detail]
 
     def _patch(self, size: tuple[int, int], tile: float | None) -> tuple[float, float]:

@@ -51,6 +51,15 @@ class SetMasks:
         """
         return not any(map(_holds_ids, self.files))
 
+    def unknown_in(self, mask: Path) -> np.ndarray | None:
+        """Where 255 in one of the masks says that nothing is known: bool (H, W); None if it says so nowhere.
+
+        Raises:
+            SetError: as for `read_ids`.
+        """
+        marked = read_ids(mask) == IGNORE
+        return marked if marked.any() and not self.binary else None
+
 
 @dataclass(frozen=True)
 class Item:

@@ -448,7 +448,7 @@ class Predictor:
             if decoder is None:
                 refinement = self._refinement(query, prompt)
                 decoder = Decoder(query.layout.size, prompt.passes, views.device, temperature, refinement)
-            decoder.add(views[:, 0] if query.layout.tile is None else [query.layout.join(view) for view in views])
+            decoder.add([query.layout.join(view) for view in views])
         return decoder.finish(prompt.names, query.given)
 
     def _refinement(self, query: _Query, prompt: Prompt) -> Refinement | None:

@@ -113,8 +113,7 @@ class Prompt:
         The passes of packs are painted as they were tuned, together alone. So are those with an id that is told of by
         what is known of the query, and no example shows: alone it might have nothing to go by.
         """
-        of_packs = {id for pack in self.packs for id in pack.ids}
-        shown = {id for example in self.examples for id in example.ids}
+        of_packs, shown = {id for pack in self.packs for id in pack.ids}, self._shown_ids
         passes: list[Palette] = []
         for palette in self.palettes:
             passes.append(palette)
@@ -207,12 +206,16 @@ class Prompt:
 
     def groups(self) -> list[tuple[frozenset[int], tuple[Example, ...], tuple[PromptPack, ...]]]:
         """Ids with the examples and packs that know of them: the background of others may hold them."""
-        of_examples = {id for example in self.examples for id in example.ids}
         groups = []
-        for ids in linked_ids([of_examples, *(pack.ids for pack in self.packs)]):
+        for ids in linked_ids([self._shown_ids, *(pack.ids for pack in self.packs)]):
             packs = tuple(pack for pack in self.packs if ids.intersection(pack.ids))
-            groups.append((frozenset(ids), self.examples if ids & of_examples else (), packs))
+            groups.append((frozenset(ids), self.examples if ids & self._shown_ids else (), packs))
         return groups
+
+    @cached_property
+    def _shown_ids(self) -> set[int]:
+        """The ids that examples show."""
+        return {id for example in self.examples for id in example.ids}
 
     def canvases(
         self, index: int, size: tuple[int, int], *, ensemble: str = "feature", tile: int | None = None

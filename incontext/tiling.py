@@ -78,7 +78,7 @@ class Layout:
         return [image[top : top + self.tile, left : left + self.tile] for top, left in self.corners]
 
     def join(self, paintings: Tensor) -> Tensor:
-        """Puts the paintings of all tiles together at the image's size.
+        """Puts the paintings of all tiles together at the image's size. That of a whole image stays as it is.
 
         Overlapping tiles are averaged under a sine-squared window, which falls to almost nothing at the
         tile's edge: there the model sees half an object, and a visible seam would begin there.
@@ -87,10 +87,10 @@ class Layout:
             paintings: float (n, 3, h, w), one for each of `corners`.
 
         Returns:
-            float (3, H, W).
+            float (3, H, W); of a whole image (3, h, w).
         """
         if self.tile is None:
-            return resize_painting(paintings, self.size)[0]
+            return paintings[0]
         tile = self.tile
         height, width = (max(side, tile) for side in self.size)
         ramp = torch.sin((torch.arange(tile, device=paintings.device) + 0.5) * (math.pi / tile)).square()

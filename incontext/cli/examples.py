@@ -134,9 +134,10 @@ def _save_scores(
     folder: Path, report: ExampleReport, left_out: LeftOut, paths: Sequence[Path], names: Sequence[str]
 ) -> None:
     from incontext.export import Card, lay_out, overlay, write_image
+    from incontext.export.documents import write_readable_json
 
     everyone = range(len(paths))
-    _write_json(
+    write_readable_json(
         folder / "scores.json",
         {
             "iou": round(report.iou, 5),
@@ -209,8 +210,9 @@ def run_suggest(args: argparse.Namespace) -> int:
 
 def _save_suggestions(folder: Path, suggestions: Sequence[Suggestion], paths: Sequence[Path]) -> None:
     from incontext.export import Card, lay_out, write_image
+    from incontext.export.documents import write_readable_json
 
-    _write_json(
+    write_readable_json(
         folder / "suggestions.json",
         [{"image": str(paths[each.index]), "share": round(each.share, 5)} for each in suggestions],
     )
@@ -237,12 +239,3 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     """File names, or whole paths where two are the same."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    import json
-
-    from incontext.atomic import replacing
-
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -352,9 +352,7 @@ class _Job:
 
     def _write_report(self) -> None:
         """Writes `results.json`, of what has been done so far."""
-        import json
-
-        from incontext.atomic import replacing
+        from incontext.export.documents import write_readable_json
 
         args = self.args
         names = {str(id): name for id, name in self.prompt.names.items()}
@@ -380,10 +378,7 @@ class _Job:
             "failed": self.failed,
             "images": self.records,
         }
-        with replacing(self.report) as draft:
-            # File names that are no UTF-8 become JSON's own escapes.
-            text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_readable_json(self.report, report)
 
     def _share_out_time(self) -> None:
         """Gives every record its `seconds`: of a batch, whose results come together, the mean."""

@@ -31,6 +31,13 @@ def write_json(path: str | os.PathLike, document: Any) -> None:
         json.dump(document, file, default=_plain)
 
 
+def write_readable_json(path: str | os.PathLike, document: Any) -> None:
+    """Writes JSON for people too: indented, in UTF-8. What UTF-8 cannot say, as some file names, is escaped."""
+    with replacing(path) as draft:
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def write_xml(path: str | os.PathLike, root: ElementTree.Element) -> None:
     """Writes indented XML."""
     ElementTree.indent(root)

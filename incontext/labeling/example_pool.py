@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -31,7 +30,6 @@ class ExamplePool:
         predictor: Predictor,
         examples: Sequence[Example],
         *,
-        cache: str | os.PathLike | None = None,
         embedder: Embedder | None = None,
         progress: Callable[[Iterable], Iterable] = iter,
     ) -> None:
@@ -40,8 +38,7 @@ class ExamplePool:
         Args:
             predictor: its model encodes the images.
             examples: at least one.
-            cache: a folder in which embeddings are kept for later runs.
-            embedder: embeds the pool, instead of one with that cache; pools that overlap may share it.
+            embedder: embeds the pool, and may keep what it has embedded for later; one of its own by default.
             progress: wraps the loop over the examples.
 
         Raises:
@@ -50,7 +47,7 @@ class ExamplePool:
         if not examples:
             raise ValueError("expected at least one example in the pool, got none")
         self.examples = tuple(examples)
-        self._embedder = Embedder(predictor, cache) if embedder is None else embedder
+        self._embedder = Embedder(predictor) if embedder is None else embedder
         # The queries of a job come once each: only the pool is worth keeping.
         self._query_embedder = Embedder(predictor)
         vectors, _ = self._embedder.embed([example.image for example in self.examples], progress=progress)

@@ -17,7 +17,7 @@ from incontext.export.formats import FORMATS
 from incontext.export.labelled import LabelledImage
 from incontext.image import find_colours, open_image
 from incontext.labeling.example_pairs import find_pairs, holds_masks, read_class_names
-from incontext.labelled_folders import SetError, SetMasks, read_ids
+from incontext.labelled_folders import SetError, SetMasks
 from incontext.shades import NEAR, squared_distances
 from incontext.types import IGNORE, Example
 
@@ -156,13 +156,13 @@ def _open(path: Path) -> _Source:
 
 def _unknown_where_255(example: Example, mask: Path, together: SetMasks) -> Example:
     """An example whose mask holds but 0 and 255: object 1, unless other masks show that 255 says nothing is known."""
-    if example.ids != (1,):
+    if example.ids != (1,) or (example.labels == IGNORE).any():
         return example
     try:
-        unknown = read_ids(mask) == IGNORE
+        unknown = together.unknown_in(mask)
     except SetError:  # colours
         return example
-    if not unknown.any() or (example.labels == IGNORE).any() or together.binary:
+    if unknown is None:
         return example
     labels = np.where(unknown, np.int32(IGNORE), example.labels)
     if not (labels > 0).any():

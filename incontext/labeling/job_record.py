@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from incontext.atomic import replacing
+from incontext.export.documents import write_readable_json
 from incontext.labeling.manifest import Recipe
 
 FILE = "job.json"
@@ -36,15 +36,13 @@ class JobRecord:
 
     def write(self, out: Path) -> None:
         """Writes OUT/job.json, whole or not at all."""
-        with replacing(out / FILE) as draft:
-            draft.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_readable_json(out / FILE, asdict(self))
 
 
 def recorded_names(out: Path) -> dict[int, str]:
     """Class id -> name, as of the last run; empty before the first."""
     try:
-        record = json.loads((out / FILE).read_text(encoding="utf-8"))
-        return {int(id): str(name) for id, name in record["names"].items()}
+        return {int(id): str(name) for id, name in _read(out)["names"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
@@ -52,7 +50,11 @@ def recorded_names(out: Path) -> dict[int, str]:
 def recorded_temperature(out: Path, recipe: Recipe) -> float | None:
     """The temperature that an earlier run fitted for the same recipe: what is resumed must not be fitted anew."""
     try:
-        record = json.loads((out / FILE).read_text(encoding="utf-8"))
+        record = _read(out)
         return float(record["temperature"]) if Recipe(**record["recipe"]) == recipe else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _read(out: Path) -> dict[str, Any]:
+    return json.loads((out / FILE).read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ import torch
 
 from incontext.labeling.config import LabelConfig
 from incontext.labeling.disagreement import disagreement_score, views
+from incontext.labeling.embedding import Embedder
 from incontext.labeling.example_pool import ExamplePool
 from incontext.labeling.reading import JobStopped
 from incontext.labeling.side_by_side import count_side_by_side, side_by_side
@@ -58,7 +59,9 @@ class Labeller:
         self.predictor, self.prompt, self.config, self.cache = predictor, prompt, config, cache
         self.batch_size = config.batch_size or (1 if predictor.device.type == "cpu" else 8)
         selects = config.select is not None and config.select < len(prompt.examples)
-        self._pool = ExamplePool(predictor, prompt.examples, cache=cache) if selects else None
+        self._pool = None
+        if selects:
+            self._pool = ExamplePool(predictor, prompt.examples, embedder=Embedder(predictor, cache))
         self._views = views(predictor, config.recolourings)
         self._usual = usual_wholeness(prompt.examples)
         self._at_once = 1 if selects else count_side_by_side(predictor, self.batch_size)

@@ -15,7 +15,6 @@ from PIL import Image
 
 from incontext.image import open_labels
 from incontext.labelled_folders import SetMasks, VideoSet, find_sets
-from incontext.labelled_folders import read_ids as read_stored
 from incontext.training.pack import IGNORE_ID, LARGEST_ID
 from incontext.types import IGNORE
 
@@ -135,7 +134,7 @@ def read_ids(path: Path, size: tuple[int, int], masks: SetMasks | None = None) -
             # Colours get their ids file by file, which would tie unlike things together across a set.
             raise ValueError(f"{path}: expected one channel of ids 0..254, got mode {file.mode}; save ids instead")
     ids = open_labels(path)
-    if masks is not None and (unknown := read_stored(path) == IGNORE).any() and not masks.binary:
+    if masks is not None and (unknown := masks.unknown_in(path)) is not None:
         ids[unknown] = IGNORE
     if ids.max() > LARGEST_ID:
         raise ValueError(f"{path}: expected ids 0..254, got ids up to {ids.max()}; renumber the mask")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from incontext.atomic import replacing
+from incontext.export.documents import write_readable_json
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,7 @@ class Journal:
 
     def write_head(self, summary: Mapping[str, Any]) -> None:
         """Writes `track.json`: the job, and what has come out of it so far."""
-        with replacing(self._path.with_name("track.json")) as draft:
-            text = json.dumps({"job": self._job, **summary}, indent=2, ensure_ascii=False)
-            # File names that are no UTF-8 become JSON's own escapes.
-            draft.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        write_readable_json(self._path.with_name("track.json"), {"job": self._job, **summary})
 
     def add(self, row: Row) -> None:
         """Notes that a frame is done. Its mask is written before."""
