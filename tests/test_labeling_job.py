@@ -1,19 +1,16 @@
-"""The label job: right masks, resumed and shared without loss, and whatever can go wrong."""
+"""The label job: right masks, resumed without loss, and whatever can go wrong."""
 
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_models import ColourMatcher, blocks, example, scene
+from label_jobs import QUICK, check_masks, lines, run, save, write_images
 from PIL import Image
 from predictions import predictor
 from random_models import random_model
@@ -21,49 +18,7 @@ from random_models import random_model
 import incontext as ic
 from incontext.image import open_labels
 from incontext.labeling import JobStopped, LabelConfig, label
-from incontext.labeling.claims import Claims
-from incontext.labeling.inputs import find_images
-from incontext.labeling.manifest import Manifest
-from incontext.palette import voc_colours
 from incontext.types import Example
-
-QUICK = LabelConfig(calibrate=False)
-posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and locks")
-
-
-def save(path: Path, pixels: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return path
-
-
-def write_images(folder: Path, count: int, first: int = 0) -> dict[str, np.ndarray]:
-    """Images that `ColourMatcher` segments perfectly; returns their truths."""
-    truths = {}
-    for number in range(first, first + count):
-        name = f"{'sub/' if number % 2 else ''}{number:03}.png"
-        truths[name] = blocks([1, 2], (32, 32), seed=number)
-        save(folder / name, scene(truths[name]))
-    return truths
-
-
-def run(tmp_path, examples=None, *, model=None, config=QUICK, **options):
-    examples = [example([1, 2], names={1: "cell", 2: "nucleus"})] if examples is None else examples
-    return label(tmp_path / "in", examples, tmp_path / "out", predictor=predictor(model), config=config, **options)
-
-
-def lines(tmp_path) -> list[dict]:
-    text = (tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def mask(tmp_path, image) -> np.ndarray:
-    return open_labels(tmp_path / "out" / "masks" / Path(image).with_suffix(".png"))
-
-
-def check_masks(tmp_path, truths):
-    for image, truth in truths.items():
-        np.testing.assert_array_equal(mask(tmp_path, image), truth)
 
 
 def test_every_image_gets_its_mask_and_one_line(tmp_path):
@@ -131,83 +86,12 @@ def test_what_masks_are_made_with_decides_whether_they_stand(tmp_path, change):
     assert summary.made == 3 and statuses == {"done": 6, "begun": 3}
 
 
-def test_a_mask_that_a_killed_run_replaced_does_not_pass_for_the_old_one(tmp_path, monkeypatch):
-    truths = write_images(tmp_path / "in", 2)
-    run(tmp_path)
-
-    def die(self, row):
-        raise KeyboardInterrupt  # after the mask, before its row
-
-    with monkeypatch.context() as patch:
-        patch.setattr("incontext.labeling.job._Job._take_in", die)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, [example([1], names={1: "cell"})])
-    assert not (mask(tmp_path, "000.png") == truths["000.png"]).all()
-    assert run(tmp_path).done == 2
-    check_masks(tmp_path, truths)
-
-
 def test_a_mask_that_the_disk_lost_is_made_again(tmp_path):
     truths = write_images(tmp_path / "in", 2)
     run(tmp_path, config=LabelConfig(calibrate=False, formats=("coco",)))
     (tmp_path / "out" / "masks" / "000.png").write_bytes(b"")
     assert run(tmp_path, config=LabelConfig(calibrate=False, formats=("coco",))).made == 1
     check_masks(tmp_path, truths)
-
-
-def test_corrections_whose_ids_have_become_other_classes_are_refused(tmp_path):
-    truths = write_images(tmp_path / "in", 2)
-    run(tmp_path)
-    save(tmp_path / "out" / "corrections" / "000.png", truths["000.png"])
-    with pytest.raises(ValueError, match="000.png: expected id 1 to be 'cell', as in the last run, got 'nucleus'"):
-        run(tmp_path, [example([1, 2], names={1: "nucleus", 2: "cell"})])
-    assert run(tmp_path, [example([1, 2], names={1: "cell", 2: "nucleus", 3: "vessel"})]).done == 2
-
-
-def test_colours_of_corrections_are_those_of_the_masks(tmp_path):
-    truths = write_images(tmp_path / "in", 1)
-    run(tmp_path)
-    place = tmp_path / "out" / "corrections" / "000.png"
-    green = np.where(truths["000.png"][..., None] == 2, np.array([0, 255, 0]), 0)
-    save(place, green)  # of two classes, which?
-    with pytest.raises(ValueError, match="expected corrected masks with the colours of those in masks/"):
-        run(tmp_path)
-    save(place, np.where(truths["000.png"][..., None] == 2, voc_colours()[2], 0))
-    run(tmp_path)
-    np.testing.assert_array_equal(mask(tmp_path, "000.png"), np.where(truths["000.png"] == 2, 2, 0))
-
-
-def test_masks_among_the_images_are_not_labelled(tmp_path):
-    truths = write_images(tmp_path / "in", 2)
-    painted = save(tmp_path / "in" / "painted" / "a_mask.png", truths["000.png"])
-    save(tmp_path / "in" / "mended" / "000.png", truths["000.png"])
-    summary = run(tmp_path, skip=[painted], corrections=tmp_path / "in" / "mended")
-    assert summary.total == 2 and sorted({row["image"] for row in lines(tmp_path)}) == sorted(truths)
-
-
-@posix
-def test_names_that_are_not_utf8_are_left_out(tmp_path, caplog):
-    truths = write_images(tmp_path / "in", 1)
-    try:
-        (tmp_path / "in" / os.fsdecode(b"caf\xe9.png")).write_bytes((tmp_path / "in" / "000.png").read_bytes())
-    except OSError:
-        pytest.skip("this disk holds no such names")
-    assert run(tmp_path).total == 1 and "is not UTF-8" in caplog.text
-    check_masks(tmp_path, truths)
-
-
-@posix
-def test_nobody_tidies_up_while_another_process_finishes(tmp_path):
-    code = "import pathlib\nfrom incontext.labeling.claims import Claims\n"
-    code += f"print(Claims(pathlib.Path({str(tmp_path)!r})).take_all())"
-
-    def other() -> str:
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-
-    with Claims(tmp_path) as claims:
-        with claims.finishing():
-            assert other() == "False\n"
-        assert other() == "True\n"
 
 
 def test_names_and_formats_need_no_model(tmp_path):
@@ -261,25 +145,6 @@ def test_bad_files_are_recorded_and_passed_over_and_tried_again(tmp_path):
     assert set(again.failures) == bad - {"text.png"} and again.made == 1 and again.done == 3
 
 
-def test_corrected_masks_are_results_and_become_examples(tmp_path):
-    truths = write_images(tmp_path / "in", 4)
-    run(tmp_path)
-    corrected = np.roll(truths["sub/001.png"], 3, axis=1)
-    save(tmp_path / "out" / "corrections" / "sub" / "001.png", corrected)
-    save(tmp_path / "out" / "corrections" / "002.png", np.zeros((32, 32)))  # there is nothing in it
-    model = ColourMatcher()
-    summary = run(tmp_path, model=model)
-    assert summary.made == 4 and {call["images"].shape[1] for call in model.calls} == {3}
-    np.testing.assert_array_equal(mask(tmp_path, "sub/001.png"), corrected)
-    assert not mask(tmp_path, "002.png").any()
-    rows = {row["image"]: row for row in lines(tmp_path)}
-    assert rows["sub/001.png"]["corrected"] and rows["sub/001.png"]["score"] == 1 and not rows["000.png"]["corrected"]
-    assert run(tmp_path).made == 0
-    save(tmp_path / "out" / "corrections" / "002.png", np.zeros((9, 9)))
-    with pytest.raises(ValueError, match="002.png.*expected a mask of size"):
-        run(tmp_path)
-
-
 def test_results_do_not_depend_on_threads_or_on_recolourings(tmp_path):
     truths = write_images(tmp_path / "in", 6)
     run(tmp_path, config=LabelConfig(calibrate=True, recolourings=2, threads=1, batch_size=3))
@@ -325,20 +190,6 @@ def test_what_is_not_a_jobs_folder_is_left_alone(tmp_path):
     (tmp_path / "out" / "manifest.jsonl").touch()
     with pytest.raises(ValueError, match="lies among the masks"):
         label(tmp_path / "out/masks/mine.png", [example([1])], tmp_path / "out", predictor=predictor(), config=QUICK)
-
-
-def test_output_inside_the_images_is_not_labelled(tmp_path):
-    truths = write_images(tmp_path / "in", 2)
-    for _ in range(2):
-        summary = label(tmp_path / "in", [example([1, 2])], tmp_path / "in/out", predictor=predictor(), config=QUICK)
-        assert summary.total == len(truths)
-
-
-def test_a_list_names_images(tmp_path):
-    write_images(tmp_path / "in", 4)
-    (tmp_path / "in" / "list.txt").write_text("# some\n000.png\n\nsub/001.png\n../other.png\n", encoding="utf-8-sig")
-    found = find_images([str(tmp_path / "in" / "list.txt")])
-    assert [each.file_name for each in found] == ["000.png", "sub/001.png", "other.png"]
 
 
 # ---------------------------------------------------------------------------------------------- when things go wrong
@@ -408,88 +259,6 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     assert not list((tmp_path / "out").rglob(".*.png"))
     assert threading.active_count() < 10
     assert run(tmp_path).made == 15
-
-
-# A job in a process of its own, slow enough to be met at work.
-SLOW = """
-import sys, time
-sys.path[:0] = sys.argv[4:]
-from fake_models import ColourMatcher, example
-from incontext.labeling import LabelConfig, label
-from incontext.predictor import Predictor
-
-class Slow(ColourMatcher):
-    def paint(self, *inputs):
-        time.sleep(float(sys.argv[3]))
-        print("painting", flush=True)
-        return super().paint(*inputs)
-
-print(label(sys.argv[1], [example([1, 2], names={1: "cell", 2: "nucleus"})], sys.argv[2],
-            predictor=Predictor(Slow(), device="cpu"), config=LabelConfig(calibrate=False, threads=2)))
-"""
-
-
-def start(tmp_path, pause=0.02) -> subprocess.Popen:
-    arguments = [tmp_path / "in", tmp_path / "out", pause, Path(__file__).parent]
-    return subprocess.Popen([sys.executable, "-c", SLOW, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-
-
-@posix
-def test_killed_at_any_moment_a_job_loses_the_images_in_flight_at_most(tmp_path):
-    truths = write_images(tmp_path / "in", 60)
-    for kill_after in (3, 11):
-        job = start(tmp_path)
-        for _ in range(kill_after):
-            assert job.stdout.readline() == "painting\n"
-        os.kill(job.pid, signal.SIGKILL)
-        job.communicate()
-        with Manifest(tmp_path / "out" / "manifest.jsonl") as manifest:
-            rows = dict(manifest.rows)
-        masks = [path for path in (tmp_path / "out" / "masks").rglob("*.png") if not path.name.startswith(".")]
-        assert {tmp_path / "out" / row.mask for row in rows.values()} <= set(masks)
-        check_masks(tmp_path, {image: truths[image] for image in rows})  # what is recorded is whole
-        assert 0 <= len(masks) - len(rows) <= 5  # written, not yet recorded: threads at work
-    drafts = tmp_path / "out" / "masks" / ".000.0123456789ab.png"
-    drafts.write_bytes(b"half a")
-    before = len(rows)
-    assert 8 <= before <= 14  # of 14 that were painted
-    summary = run(tmp_path)
-    assert (summary.made, summary.done) == (60 - before, 60) and not drafts.exists()
-    check_masks(tmp_path, truths)
-    assert Counter(row["image"] for row in lines(tmp_path)).most_common(1)[0][1] == 1
-
-
-@posix
-def test_two_processes_share_one_folder(tmp_path):
-    truths = write_images(tmp_path / "in", 40)
-    jobs = [start(tmp_path), start(tmp_path)]
-    said = [job.communicate(timeout=60)[0] for job in jobs]
-    assert all(job.returncode == 0 for job in jobs)
-    check_masks(tmp_path, truths)
-    assert sorted(row["image"] for row in lines(tmp_path)) == sorted(truths)  # each once
-    shares = [text.count("painting") for text in said]
-    assert sum(shares) == 40 and min(shares) >= 5
-    assert any("40 of 40" in text for text in said)
-
-
-@posix
-def test_what_a_dead_process_had_claimed_is_done_by_the_living(tmp_path):
-    write_images(tmp_path / "in", 30)
-    dying, living = start(tmp_path, pause=5), start(tmp_path)
-    assert living.stdout.readline() == "painting\n"
-    while len(lines(tmp_path)) < 5:
-        time.sleep(0.01)
-    os.kill(dying.pid, signal.SIGKILL)
-    dying.communicate()
-    assert "30 of 30 images have masks" in living.communicate(timeout=60)[0]
-
-
-def test_what_another_process_holds_is_left_to_it(tmp_path, monkeypatch):
-    write_images(tmp_path / "in", 3)
-    take = Claims.take
-    monkeypatch.setattr(Claims, "take", lambda self, image: image != "002.png" and take(self, image))
-    summary = run(tmp_path)
-    assert (summary.elsewhere, summary.done, summary.failures) == (1, 2, {}) and "another process" in str(summary)
 
 
 @pytest.mark.parametrize(

@@ -217,9 +217,10 @@ class _Job:
                     self._write_review(plan)
 
     def _write_review(self, plan: Plan) -> None:
-        rows = [self.manifest.rows.get(image.file_name) for image in plan.inputs]
         images = {image.file_name: image.path for image in plan.inputs}
-        write_review(self.out, [row for row in rows if row is not None], images=images, names=self.prompt.names)
+        rows = [self.manifest.rows[image] for image in images if image in self.manifest.rows]
+        # What another process is just replacing has no result to look at.
+        write_review(self.out, [row for row in rows if not row.begun], images=images, names=self.prompt.names)
 
     def summary(self, plan: Plan, seconds: float) -> LabelSummary:
         """What this run did."""

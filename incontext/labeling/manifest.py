@@ -74,6 +74,11 @@ class Row:
         """Whether there is a mask."""
         return self.status == "done"
 
+    @property
+    def begun(self) -> bool:
+        """Whether the mask that stood is being replaced."""
+        return self.status == "begun"
+
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON knows it; the recipe's parts stand beside the rest."""
         values = asdict(self)
