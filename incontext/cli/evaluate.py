@@ -120,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
     print("mIoU in percent; the number after a method's name is how many examples it saw")
     print("".join(f"{line}\n" for line in agreement(report)), end="")
     if args.output:
-        written = save(report, args.output) + _pictures(report, args.output)
+        written = save(report, args.output)
+        written += _pictures(report, args.output, "example drawn at random" if args.pool else "example")
         print("wrote " + ", ".join(str(path) for path in written))
     return 0
 
@@ -165,15 +166,15 @@ def _chooser(predictor: Predictor) -> Callable[[np.ndarray, Sequence[Example], i
     return lambda image, pool, count: ExamplePool(predictor, pool, embedder=embedder).pick(image, count)
 
 
-def _pictures(report, folder: Path) -> list[Path]:
-    """A page for each set: examples, query and truth, and what each method found."""
+def _pictures(report, folder: Path, shown: str) -> list[Path]:
+    """A page for each set: examples under the title `shown`, query and truth, and what each method found."""
     from incontext.evaluation.metrics import Tally
     from incontext.export import Card, lay_out, overlay, write_image
 
     pages: dict[str, list] = {}
     for sample in report.samples:
         e = sample.episode
-        cards = [Card((x.image, overlay(x.image, x.labels)), "example") for x in e.examples[:4]]
+        cards = [Card((x.image, overlay(x.image, x.labels)), shown) for x in e.examples[:4]]
         cards.append(Card((e.image, overlay(e.image, e.truth)), "query, truth"))
         for (method, shots), found in sample.results.items():
             tally = Tally()
